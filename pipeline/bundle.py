@@ -1,0 +1,108 @@
+"""The run bundle: a folder that holds all that a prediction needs, and what is known of the run.
+
+`config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `backbone.safetensors` the CNN,
+`model.safetensors` the heads (the last to be written: with it a run is complete), `history.json` the epochs; after
+`evaluate` also `metrics.json`, `predictions.csv`, `report.md` and its pictures.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError, KinemaError
+from pipeline.head import HEADS
+from pipeline.settings import build, to_yaml
+
+
+class Bundle:
+    """A run's folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.model_file = folder / "model.safetensors"
+        self.backbone_file = folder / "backbone.safetensors"
+        self.config_file = folder / "config.yaml"
+
+    def require_complete(self) -> None:
+        """Checks that the bundle can be used.
+
+        Raises:
+            ConfigError: there is no such folder.
+            KinemaError: a file of it is missing.
+        """
+        if not self.folder.is_dir():
+            raise ConfigError(f"{self.folder}: no such run folder; kinema train makes one")
+        for file in (self.config_file, self.folder / "classes.txt", self.backbone_file, self.model_file):
+            if not file.is_file():
+                raise KinemaError(f"{self.folder}: {file.name} is missing, so training has not ended; train it again")
+
+    def config(self, overrides: dict[str, str]) -> Config:
+        """Reads the settings of the run."""
+        return build(Config, self.config_file, overrides)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes in the order of the logits."""
+        return (self.folder / "classes.txt").read_text().splitlines()
+
+    def begin(self, config: Config, classes: list[str], backbone_file: Path) -> None:
+        """Writes all but the heads."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text(to_yaml(config))
+        (self.folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+        self.backbone_file.unlink(missing_ok=True)
+        try:
+            os.link(backbone_file, self.backbone_file)  # Costs no space on the same disk.
+        except OSError:
+            shutil.copyfile(backbone_file, self.backbone_file)
+
+    def finish(self, heads: dict[str, nn.Module], history: dict[str, Any], identity: str) -> None:
+        """Writes the heads and the history of their training."""
+        (self.folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
+        tensors = {f"{kind}.{name}": value for kind, head in heads.items() for name, value in head.state_dict().items()}
+        temporary = self.model_file.with_suffix(".tmp")
+        safetensors.torch.save_file(tensors, temporary, {"identity": identity})
+        os.replace(temporary, self.model_file)
+
+    def identity(self) -> str | None:
+        """Returns the digest of what the heads were trained on; None if they are not trained yet."""
+        if not self.model_file.exists():
+            return None
+        with self._open() as file:
+            return (file.metadata() or {}).get("identity")
+
+    def heads(self, config: Config, device: torch.device) -> dict[str, nn.Module]:
+        """Loads the run's head and the `mean` baseline, by kind, the run's head first.
+
+        Raises:
+            KinemaError: the file does not hold them.
+        """
+        with self._open() as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
+        heads = {}
+        for kind in dict.fromkeys((config.head.kind, "mean")):
+            state = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+            try:
+                segments = config.head.segments if kind == "bilstm" else 1
+                width = state["linear.weight"].shape[1] // segments
+                head = HEADS[kind](width, len(self.classes), config.head)
+                head.load_state_dict(state)
+            except (KeyError, RuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                raise KinemaError(f"{self.model_file}: does not fit config.yaml and classes.txt: {reason}") from None
+            heads[kind] = head.to(device).eval()
+        return heads
+
+    def _open(self) -> safetensors.safe_open:
+        try:
+            return safetensors.safe_open(self.model_file, framework="pt")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise KinemaError(f"{self.model_file}: not a readable safetensors file ({error})") from None

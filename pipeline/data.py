@@ -1,0 +1,343 @@
+"""Data sets -> a list of clips, each with its class, group and split; and the guarantee that no group leaks.
+
+A group is what was cut from one source video. Clips of one group look alike, so a group that stands on both sides of a
+split makes the accuracy a measure of memory. No layout gets around `check_leaks`.
+"""
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+from sklearn.model_selection import StratifiedGroupKFold
+
+from pipeline.errors import ConfigError, KinemaError
+from pipeline.settings import settings
+
+VIDEO_SUFFIXES = frozenset(".avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .ts .wmv .flv .3gp".split())
+SPLITS = ("train", "val", "test")
+
+
+@settings
+class DataConfig:
+    """The labelled clips."""
+
+    root: Path = Path("data/videos")
+    """The folder with the videos."""
+    layout: Literal["auto", "ucf101", "hmdb51", "folder", "csv", "kinetics"] = "auto"
+    """How classes and splits are told; auto looks at data.lists."""
+    lists: Path | None = None
+    """The folder of official lists (ucf101, hmdb51), or a CSV file (csv, kinetics); none for a folder a class."""
+    split: Annotated[int, Field(ge=1, le=3)] = 1
+    """Which of the three official splits."""
+    val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    """Share of the training clips that is held out by group for validation, where the data set has none of its own."""
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Share of the clips that is held out by group for the test, where the data set has none of its own."""
+    split_seed: int = 0
+    """Which groups are held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One labelled clip: a file, or the part of it from `start` to `end` (seconds, None: from the beginning, to the
+    end). `id` is the path relative to the data root, with `@start-end` where a part is meant; `split` is 'train',
+    'val', 'test', or '' before the cut."""
+
+    id: str
+    path: Path
+    label: str
+    group: str
+    split: str = ""
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All clips of a data set, its classes in the order of the logits, and which split it is: the number of an
+    official one, 'given' by the data set, or the seed of the cut by group."""
+
+    clips: list[Clip]
+    classes: list[str]
+    split: int | str
+
+    def of(self, split: str) -> list[Clip]:
+        """Returns the clips of one split."""
+        return [clip for clip in self.clips if clip.split == split]
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Reads a data set and cuts the splits that it does not bring along, by group.
+
+    Raises:
+        ConfigError: a folder or list does not exist, or the layout cannot be told.
+        KinemaError: a line of a list is wrong, a file is missing, or groups leak between splits.
+    """
+    if not config.root.is_dir():
+        raise ConfigError(f"data.root: no such folder: {config.root}")
+    if config.lists and not config.lists.exists():
+        raise ConfigError(f"data.lists: no such file or folder: {config.lists}")
+    layout = _detect_layout(config) if config.layout == "auto" else config.layout
+    if layout != "folder" and not config.lists:
+        raise ConfigError(f"data.lists: the layout '{layout}' needs it (the folder of lists, or the CSV file)")
+    readers = {"ucf101": _read_ucf101, "hmdb51": _read_hmdb51, "folder": _read_folder}
+    readers |= {"csv": _read_csv, "kinetics": _read_kinetics}
+    clips, classes = readers[layout](config)
+    if not clips:
+        raise KinemaError(f"{config.lists or config.root}: no clips found (layout '{layout}')")
+    twice = [name for name, count in Counter(clip.id for clip in clips).items() if count > 1]
+    if twice:
+        raise KinemaError(f"{config.lists or config.root}: listed more than once: {_some(twice)}")
+    split = config.split if layout in ("ucf101", "hmdb51") else "given"
+    if not any(clip.split for clip in clips):
+        split = f"by group, seed {config.split_seed}"
+    clips = _cut_missing_splits(clips, config)
+    check_leaks(clips)
+    return Dataset(clips, classes or sorted({clip.label for clip in clips}), split)
+
+
+def check_leaks(clips: list[Clip]) -> None:
+    """Stops where one group has clips in two splits.
+
+    Raises:
+        KinemaError: with the groups and clips.
+    """
+    splits_of = defaultdict(set)
+    for clip in clips:
+        splits_of[clip.group].add(clip.split)
+    leaking = {group for group, splits in splits_of.items() if len(splits) > 1}
+    if leaking:
+        found = [f"{clip.id} ({clip.split})" for clip in clips if clip.group in leaking]
+        raise KinemaError(
+            f"{len(leaking)} groups stand in more than one split, so the test would measure memory: {_some(found, 8)}; "
+            "put all clips of a group into one split, or give each its own group"
+        )
+
+
+def group_of(stem: str, label: str) -> str:
+    """Tells from a file's name what it was cut from.
+
+    UCF101: `v_Archery_g07_c02` -> `g07`. HMDB51: `Fellowship_5_climb_f_cm_np1_ba_med_3` -> `climb/Fellowship_5`,
+    within the class because the official lists keep the films apart only there. Any other name is its own group.
+    """
+    if match := re.search(r"_(g\d+)_c\d+$", stem):
+        return match[1]
+    if match := re.fullmatch(rf"(.+)_{re.escape(label)}_[a-z]+_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+", stem):
+        return f"{label}/{match[1]}"
+    return f"{label}/{stem}"
+
+
+def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
+    """Chooses about `fraction` of the clips, whole groups, with the classes in proportion.
+
+    Returns:
+        bool [len(clips)], True for those held out.
+    """
+    folds = min(round(1 / fraction), len({clip.group for clip in clips}))
+    if folds < 2:
+        raise KinemaError("all clips are of one group: nothing can be held out; give a group column, or more clips")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    labels, groups = [clip.label for clip in clips], [clip.group for clip in clips]
+    _, held_out = next(splitter.split(labels, labels, groups))
+    return np.isin(np.arange(len(clips)), held_out)
+
+
+def _cut_missing_splits(clips: list[Clip], config: DataConfig) -> list[Clip]:
+    """Gives every clip a split: test from the whole if the data set names none, validation from the rest."""
+    if not any(clip.split for clip in clips):
+        test = hold_out(clips, config.test_fraction, config.split_seed)
+        clips = [replace(clip, split="test" if held else "train") for clip, held in zip(clips, test, strict=True)]
+    if not any(clip.split == "val" for clip in clips):
+        train = [clip for clip in clips if clip.split == "train"]
+        if not train:
+            raise KinemaError("no clip is of the training split")
+        val = hold_out(train, config.val_fraction, config.split_seed)
+        moved = {clip.id for clip, held in zip(train, val, strict=True) if held}
+        clips = [replace(clip, split="val") if clip.id in moved else clip for clip in clips]
+    return clips
+
+
+def _detect_layout(config: DataConfig) -> str:
+    lists = config.lists
+    if lists is None:
+        return "folder"
+    if lists.is_file():
+        header = lists.open(errors="replace").readline()
+        return "kinetics" if "youtube_id" in header else "csv"
+    if (lists / "classInd.txt").is_file():
+        return "ucf101"
+    if any(lists.glob("*_test_split?.txt")):
+        return "hmdb51"
+    raise ConfigError(f"data.lists: {lists} holds neither classInd.txt (ucf101) nor *_test_split1.txt (hmdb51)")
+
+
+def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields ('file:line', words) of each non-empty line; only the last blank separates, names may hold others."""
+    try:
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if line.strip():
+                yield f"{file}:{number}", line.strip().rsplit(maxsplit=1)
+    except FileNotFoundError:
+        raise ConfigError(f"data.lists: no such list: {file}") from None
+    except UnicodeDecodeError:
+        raise KinemaError(f"{file}: not a text file") from None
+
+
+def _existing(root: Path, name: str, where: str) -> Path:
+    if not (root / name).is_file():
+        raise KinemaError(f"{where}: no such file: {root / name}; check data.root, or take the line out")
+    return root / name
+
+
+def _read_ucf101(config: DataConfig) -> tuple[list[Clip], list[str]]:
+    """classInd.txt `1 Archery`; trainlist01.txt `Archery/v_Archery_g08_c01.avi 1`; testlist01.txt without a number."""
+    classes = {}
+    for where, words in _lines(config.lists / "classInd.txt"):
+        if len(words) != 2 or not words[0].isdigit():
+            raise KinemaError(f"{where}: expected 'number class', got '{' '.join(words)}'")
+        classes[words[1]] = words[0]
+    clips = []
+    for split in ("train", "test"):
+        for where, words in _lines(config.lists / f"{split}list{config.split:02d}.txt"):
+            number = words.pop() if words[-1].isdigit() else None
+            name = " ".join(words)
+            label = name.split("/")[0]
+            if "/" not in name:
+                raise KinemaError(f"{where}: expected 'Class/file', got '{name}'")
+            if label not in classes:
+                raise KinemaError(f"{where}: class '{label}' is not in classInd.txt")
+            if number is not None and number != classes[label]:
+                raise KinemaError(f"{where}: class number {number}, but '{label}' is {classes[label]} in classInd.txt")
+            path = _existing(config.root, name, where)
+            clips.append(Clip(id=name, path=path, label=label, group=group_of(path.stem, label), split=split))
+    return clips, list(classes)
+
+
+def _read_hmdb51(config: DataConfig) -> tuple[list[Clip], list[str]]:
+    """<class>_test_split1.txt `file.avi 1`: 1 is training, 2 is test, 0 is neither."""
+    clips = []
+    ending = f"_test_split{config.split}.txt"
+    for file in sorted(config.lists.glob(f"*{ending}")):
+        label = file.name.removesuffix(ending)
+        for where, words in _lines(file):
+            if len(words) != 2 or words[1] not in ("0", "1", "2"):
+                raise KinemaError(f"{where}: expected 'file 0|1|2', got '{' '.join(words)}'")
+            if words[1] != "0":
+                name = f"{label}/{words[0]}"
+                path = _existing(config.root, name, where)
+                split = "train" if words[1] == "1" else "test"
+                clips.append(Clip(id=name, path=path, label=label, group=group_of(path.stem, label), split=split))
+    return clips, []
+
+
+def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
+    """A folder a class, with clips at any depth; or such a tree below each of train/, test/ and perhaps val/."""
+    root = config.root
+    split_roots = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    given = {"train", "test"} <= split_roots.keys()
+    clips = []
+    for split, base in split_roots.items() if given else [("", root)]:
+        for path in sorted(base.rglob("*")):
+            relative = path.relative_to(base)
+            if path.suffix.lower() in VIDEO_SUFFIXES and len(relative.parts) > 1:
+                label, name = relative.parts[0], path.relative_to(root).as_posix()
+                clips.append(Clip(id=name, path=path, label=label, group=group_of(path.stem, label), split=split))
+    return clips, []
+
+
+def _rows(config: DataConfig, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields ('file:line', row) of a CSV file with a header."""
+    try:
+        with config.lists.open(newline="") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            missing = [name for name in needed if name not in (reader.fieldnames or [])]
+            if missing:
+                raise KinemaError(f"{config.lists}:1: the header lacks {', '.join(missing)}")
+            for row in reader:
+                where = f"{config.lists}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise KinemaError(f"{where}: expected {len(reader.fieldnames)} columns")
+                for name in needed:
+                    if not row[name].strip():
+                        raise KinemaError(f"{where}: empty {name}")
+                yield where, row
+    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
+        raise KinemaError(f"{config.lists}: not a CSV file: {error}") from None
+
+
+def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[float | None, float | None]:
+    try:
+        first, last = (float(row[key]) if row.get(key) else None for key in (start, end))
+    except ValueError:
+        raise KinemaError(f"{where}: {start} and {end} are seconds, got {row[start]!r}, {row[end]!r}") from None
+    if last is not None and last <= (first or 0):
+        raise KinemaError(f"{where}: {end} {last:g} is not after {start} {first or 0:g}")
+    return first, last
+
+
+def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
+    """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
+    clips = []
+    for where, row in _rows(config, ("path", "label")):
+        path = _existing(config.root, row["path"], where)
+        start, end = _segment(row, where, "start", "end")
+        part = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else f'{end:g}'}"
+        split = row.get("split") or ""
+        if split not in ("", *SPLITS):
+            raise KinemaError(f"{where}: split '{split}' is none of {', '.join(SPLITS)}")
+        group = row.get("group") or group_of(path.stem, row["label"])
+        clip_id = Path(row["path"]).as_posix() + part
+        clips.append(Clip(id=clip_id, path=path, label=row["label"], group=group, split=split, start=start, end=end))
+    if any(clip.split for clip in clips) and not all(clip.split for clip in clips):
+        raise KinemaError(
+            f"{config.lists}: some rows have a split and some have none; fill the column, or leave it out"
+        )
+    return clips, []
+
+
+def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
+    """Header `label,youtube_id,time_start,time_end,split`; files `<id>_<start>_<end>.*` or `<id>.*` below the root.
+
+    Videos vanish from the web, so rows without a file are counted and left out. As is the custom of the field, the
+    validation list serves as the test where the real test is without labels.
+    """
+    files = {path.stem: path for path in sorted(config.root.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES}
+    names = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+    clips, absent = [], []
+    for where, row in _rows(config, ("label", "youtube_id", "time_start", "time_end", "split")):
+        start, end = _segment(row, where, "time_start", "time_end")
+        if row["split"] not in names:
+            raise KinemaError(f"{where}: split '{row['split']}' is none of {', '.join(names)}")
+        stem = f"{row['youtube_id']}_{start:06.0f}_{end:06.0f}"
+        trimmed = stem in files
+        path = files.get(stem) or files.get(row["youtube_id"])
+        if path is None:
+            absent.append(stem)
+            continue
+        name = path.relative_to(config.root).as_posix()
+        clips.append(
+            Clip(
+                id=name if trimmed else f"{name}@{start:g}-{end:g}",
+                path=path,
+                label=row["label"],
+                group=row["youtube_id"],
+                split=names[row["split"]],
+                start=None if trimmed else start,
+                end=None if trimmed else end,
+            )
+        )
+    if absent:
+        print(f"{config.lists}: {len(absent)} rows have no file below {config.root} and are left out: {_some(absent)}")
+    if not any(clip.split == "test" for clip in clips):
+        clips = [replace(clip, split="test") if clip.split == "val" else clip for clip in clips]
+    return clips, []
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

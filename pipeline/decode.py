@@ -1,0 +1,164 @@
+"""Video file -> the frames that were asked for, or a named failure.
+
+PyAV reads the container's packet table, which says when each frame is shown; decord fetches the frames. decord is
+believed only where its own time table agrees with the container's: where they differ (MPEG-4 with B-frames in AVI,
+MPEG-TS) it was seen to return other frames than asked without an error. PyAV then decodes from the start.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch  # noqa: F401  (before decord: the other order can hang at import, dmlc/decord#293)
+import av
+import decord
+import numpy as np
+from pydantic import NonNegativeInt, PositiveFloat
+
+from pipeline.sampling import plan_frames
+from pipeline.settings import settings
+
+decord.logging.set_level(decord.logging.QUIET)
+
+CLOCK_ROUNDING = 5e-4
+"""Seconds by which two clocks may differ on one frame; less than any frame lasts."""
+
+
+@settings
+class DecodeConfig:
+    """How video files are read."""
+
+    workers: NonNegativeInt = 0
+    """Decoding processes; 0 chooses by the number of cores and the device."""
+    deadline: PositiveFloat = 60.0
+    """Seconds that one clip may take before its process is ended and the clip recorded as failed."""
+
+
+class DecodeError(Exception):
+    """A clip that cannot be read; the message is the reason in a few words."""
+
+
+class DecodedClip(NamedTuple):
+    """Frames of one clip: `frames` uint8 [T,H,W,3] RGB, upright; `pts` float32 [T], seconds from the first frame of
+    the file; `indices` int64 [T], in presentation order; `decoder` 'decord' or 'pyav'."""
+
+    frames: np.ndarray
+    pts: np.ndarray
+    indices: np.ndarray
+    decoder: str
+
+
+def decode_clip(path: Path, frames: int, start: float | None = None, end: float | None = None) -> DecodedClip:
+    """Reads the planned frames of a clip (see `plan_frames`).
+
+    Raises:
+        DecodeError: the file has no readable video, no frame in the segment, or neither decoder gives the frames.
+    """
+    times_N = presentation_times(path)
+    from_first_N = times_N - times_N[0]
+    indices = plan_frames(from_first_N, frames, start, end)
+    if not len(indices):
+        held = "only one frame" if len(times_N) == 1 else f"no frame between {start} s and {end} s"
+        raise DecodeError(held)
+    pts = from_first_N[indices].astype(np.float32)
+    reasons = []
+    for decoder, read in (("decord", read_decord), ("pyav", read_pyav)):
+        try:
+            return DecodedClip(read(path, times_N, indices), pts, indices, decoder)
+        except DecodeError as error:
+            reasons.append(f"{decoder}: {error}")
+    raise DecodeError("; ".join(reasons))
+
+
+def presentation_times(path: Path) -> np.ndarray:
+    """Reads when each frame is shown from the container's packets, without decoding.
+
+    Returns:
+        float64 [N], seconds on the container's own clock, ascending.
+
+    Raises:
+        DecodeError: not a readable video.
+    """
+    if path.is_file() and path.stat().st_size == 0:
+        raise DecodeError("empty file")
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise DecodeError("no video stream")
+            stream = container.streams.video[0]
+            ticks = [
+                packet.dts if packet.pts is None else packet.pts
+                for packet in container.demux(stream)
+                if packet.size and not packet.is_discard
+            ]
+            ticks = [tick for tick in ticks if tick is not None]
+            if not ticks:
+                raise DecodeError("no frames")
+            return np.sort(np.array(ticks, np.float64)) * float(stream.time_base)
+    except (av.FFmpegError, OSError) as error:
+        raise DecodeError(_first_line(error)) from None
+
+
+def read_decord(path: Path, times_N: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Fetches frames with decord, uint8 [T,H,W,3].
+
+    Raises:
+        DecodeError: decord fails, or its time table is not the container's.
+    """
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        own_times_N = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
+        if len(own_times_N) != len(times_N) or not np.allclose(own_times_N, times_N, rtol=1e-6, atol=CLOCK_ROUNDING):
+            raise DecodeError("time table differs from the container's")
+        frames = reader.get_batch(indices).asnumpy()
+    except (decord.DECORDError, RuntimeError) as error:
+        raise DecodeError(_first_line(error)) from None
+    if len(frames) != len(indices):
+        raise DecodeError(f"gave {len(frames)} of {len(indices)} frames")
+    return frames
+
+
+def read_pyav(path: Path, times_N: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Decodes from the start with PyAV up to the last wanted frame, uint8 [T,H,W,3].
+
+    A wanted frame is the one on screen at its time. AVI stores no presentation times, so with B-frames FFmpeg can only
+    guess them; there the order in which the decoder gives the frames is the truth, and they are counted.
+    Frames of another size than the first are scaled to it.
+
+    Raises:
+        DecodeError: the stream ends or breaks before the last wanted frame.
+    """
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            counted = container.format.name == "avi" and stream.codec_context.has_b_frames
+            wanted = list(indices if counted else times_N[indices])
+            shown = None
+            for number, frame in enumerate(container.decode(stream)):
+                position = number if counted else frame.time
+                if position is None:
+                    raise DecodeError(f"frame {number} has no presentation time")
+                while wanted and position >= wanted[0] - CLOCK_ROUNDING:
+                    passed = shown is not None and position > wanted[0] + CLOCK_ROUNDING
+                    frames.append(_to_rgb(shown if passed else frame, frames))
+                    wanted.pop(0)
+                if not wanted:
+                    return np.stack(frames)
+                shown = frame
+    except (av.FFmpegError, OSError) as error:
+        raise DecodeError(_first_line(error)) from None
+    raise DecodeError(f"ends early, with {len(frames)} of {len(indices)} frames read")
+
+
+def _to_rgb(frame: av.VideoFrame, earlier: list[np.ndarray]) -> np.ndarray:
+    """Converts a frame to upright RGB of the size of the earlier ones, uint8 [H,W,3]."""
+    turns = round(frame.rotation / 90) % 4
+    height, width = frame.height, frame.width
+    if earlier:
+        height, width = earlier[0].shape[:2] if turns % 2 == 0 else earlier[0].shape[1::-1]
+    return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

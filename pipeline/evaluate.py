@@ -1,0 +1,130 @@
+"""A trained bundle on its test split: metrics.json, predictions.csv, report.md. The only reader of the test split.
+
+kinema evaluate data/runs/ucf101
+"""
+
+import csv
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import metrics, report
+from pipeline.backbone import Backbone, resolve_device
+from pipeline.bundle import Bundle
+from pipeline.config import Config
+from pipeline.data import Clip, load_dataset
+from pipeline.extract import decode_and_transform
+from pipeline.fit import predict_logits
+from pipeline.sampling import SamplingConfig
+from pipeline.store import FeatureStore
+from pipeline.tracking import Tracker
+from pipeline.train import load_features
+from pipeline.workers import Failure, run_isolated
+
+THUMBNAILS = 64
+"""Test clips shown in the W&B table of predictions."""
+
+
+def evaluate(run: Path, overrides: dict[str, str]) -> None:
+    """Measures the run's head, the mean of frames and the majority class on the test split.
+
+    Args:
+        run: the bundle's folder.
+        overrides: settings by dotted name, for data that have moved.
+
+    Raises:
+        KinemaError: the bundle is incomplete, or test features are missing.
+    """
+    bundle = Bundle(run)
+    bundle.require_complete()
+    config = bundle.config(overrides)
+    device = resolve_device(config.device)
+    dataset = load_dataset(config.data)
+    backbone = Backbone(config.backbone, device, bundle.backbone_file)
+    clips, test = load_features(FeatureStore(config.store, backbone, config.sampling), dataset, "test")
+    labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]
+
+    logits = {kind: predict_logits(head, test, device).numpy() for kind, head in bundle.heads(config, device).items()}
+    train_counts_C = np.array([sum(clip.label == name for clip in dataset.of("train")) for name in dataset.classes])
+    logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
+
+    about = {
+        "split": dataset.split,
+        "n_clips": len(clips),
+        "n_groups": len(set(groups)),
+        "n_missing": len(dataset.of("test")) - len(clips),
+        "seed": config.train.seed,
+    }
+    measured = {kind: about | metrics.measure(scores_NC, labels_N, groups) for kind, scores_NC in logits.items()}
+    kind = config.head.kind
+    predicted_N = logits[kind].argmax(1)
+    matrix_CC = metrics.confusions(predicted_N, labels_N, dataset.classes)
+    result = {"head": kind, **measured[kind]}
+    result["baselines"] = {name: values for name, values in measured.items() if name != kind}
+    if kind != "mean":
+        gains_N = (predicted_N == labels_N).astype(float) - (logits["mean"].argmax(1) == labels_N)
+        result["gain_over_mean"] = float(gains_N.mean())
+        result["gain_over_mean_ci95"] = metrics.group_interval(gains_N, groups)
+    result["per_class"] = metrics.per_class(predicted_N, labels_N, dataset.classes)
+    result["most_confused"] = metrics.most_confused(matrix_CC, dataset.classes)
+
+    (run / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    probabilities_NC = torch.from_numpy(logits[kind]).softmax(1).numpy()
+    rows = [
+        {
+            "clip": clip.id,
+            "group": clip.group,
+            "label": clip.label,
+            "predicted": dataset.classes[scores_C.argmax()],
+            "probability": float(scores_C.max()),
+            "logits": json.dumps([round(float(value), 5) for value in logits_C]),
+        }
+        for clip, scores_C, logits_C in zip(clips, probabilities_NC, logits[kind], strict=True)
+    ]
+    with (run / "predictions.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    report.write_report(run, result, matrix_CC, json.loads((run / "history.json").read_text()))
+
+    print(report.provenance(result))
+    print(report.summary_table(result))
+    if kind != "mean":
+        print(report.gain_line(result))
+    print(f"report: {run / 'report.md'}")
+    _track(config, run, result, rows, clips, backbone)
+
+
+def _track(
+    config: Config, run: Path, result: dict[str, Any], rows: list[dict[str, Any]], clips: list[Clip], backbone: Backbone
+) -> None:
+    """Logs the evaluation to W&B: numbers, confusion matrix, per-class table, predictions with a picture each."""
+    tracker = Tracker(config, run, "evaluate")
+    if not tracker.run:
+        return
+    import wandb
+
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    for name, baseline in result["baselines"].items():
+        numbers |= {f"{name}/{key}": baseline[key] for key in ("top1", "top5", "mean_class", "macro_f1")}
+    tracker.summary(numbers)
+    classes = wandb.Table(list(result["per_class"][0]), [list(row.values()) for row in result["per_class"]])
+    shown = {clip: row for clip, row in list(zip(clips, rows, strict=True))[:: -(-len(clips) // THUMBNAILS)]}
+    load = functools.partial(decode_and_transform, sampling=SamplingConfig(frames=1), transform=backbone.transform)
+    predictions = wandb.Table(["frame", "clip", "label", "predicted", "probability"])
+    for clip, frame in run_isolated(load, shown, workers=1, deadline=config.decode.deadline):
+        picture = None if isinstance(frame, Failure) else wandb.Image(frame.frames[0].transpose(1, 2, 0))
+        row = shown[clip]
+        predictions.add_data(picture, clip.id, row["label"], row["predicted"], row["probability"])
+    tracker.log(
+        {
+            "confusion": wandb.Image(str(run / "confusion.png")),
+            "classes": classes,
+            "predictions": predictions,
+        }
+    )
+    tracker.finish()

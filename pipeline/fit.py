@@ -1,0 +1,217 @@
+"""The training loop: one head on features that lie in memory, from a checkpoint if there is one.
+
+Epoch e of seed s draws all its random numbers from (s, e) and the learning rate follows from the step number, so a
+run that was stopped and resumed ends with the same weights as one that was not.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from pipeline.head import HEADS, HeadConfig
+from pipeline.settings import settings
+
+# cuBLAS needs this before its first use to be deterministic in LSTMs (PyTorch notes on reproducibility).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@settings
+class TrainConfig:
+    """Training of the head."""
+
+    seed: NonNegativeInt = 0
+    """Decides initial weights, order and dropout."""
+    epochs: PositiveInt = 40
+    """Passes over the training clips at most."""
+    patience: PositiveInt = 15
+    """Epochs without a lower validation loss after which training stops; the best epoch's weights are kept."""
+    batch_size: PositiveInt = 32
+    """Clips a step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises; after it falls along a cosine."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Decoupled weight decay."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target spread evenly over all classes."""
+    clip_grad: PositiveFloat = 5.0
+    """Largest gradient norm."""
+    class_weights: bool = False
+    """Weight the loss by the inverse frequency of the class."""
+    balanced_sampling: bool = False
+    """Draw every class equally often."""
+
+
+class FeatureSet(NamedTuple):
+    """A split in memory: `features_NTD` float16, padded with zeros; `lengths_N` int64, on the CPU; `labels_N` int64."""
+
+    features_NTD: torch.Tensor
+    lengths_N: torch.Tensor
+    labels_N: torch.Tensor
+
+    def to(self, device: torch.device) -> "FeatureSet":
+        """Moves the features to the device if they fit into half of its free memory, else leaves them here."""
+        if device.type == "cuda" and self.features_NTD.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+            return self
+        return self._replace(features_NTD=self.features_NTD.to(device), labels_N=self.labels_N.to(device))
+
+
+def fit(
+    head_config: HeadConfig,
+    config: TrainConfig,
+    train: FeatureSet,
+    val: FeatureSet,
+    classes: int,
+    device: torch.device,
+    checkpoint: Path,
+    identity: str,
+    log: Callable[[dict[str, float]], None],
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Trains one head.
+
+    Args:
+        head_config: which head.
+        config: how it is trained.
+        train: clips to learn from.
+        val: clips of other groups, which decide when to stop.
+        classes: number of classes.
+        device: where to train.
+        checkpoint: file written after each epoch and resumed from if its identity is the same.
+        identity: digest of all that the result depends on.
+        log: called with the record of each epoch.
+
+    Returns:
+        The head with the weights of the epoch of lowest validation loss, and the records of all epochs.
+    """
+    torch.backends.cudnn.deterministic = True
+    torch.manual_seed(config.seed)
+    head = HEADS[head_config.kind](train.features_NTD.shape[2], classes, head_config).to(device)
+    optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    train, val = train.to(device), val.to(device)
+    steps_an_epoch = -(-len(train.labels_N) // config.batch_size)
+    total = config.epochs * steps_an_epoch
+    warmup = round(total * config.warmup)
+    schedule = CosineLRScheduler(
+        optimizer, total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False, warmup_lr_init=0
+    )
+    counts_C = torch.bincount(train.labels_N, minlength=classes).clamp(min=1)
+    weights_C = len(train.labels_N) / (classes * counts_C) if config.class_weights else None
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+    history: list[dict[str, float]] = []
+    best = {name: value.clone() for name, value in head.state_dict().items()}
+    if checkpoint.exists():
+        history, best = _resume(checkpoint, identity, head, optimizer) or (history, best)
+
+    for epoch in range(len(history), config.epochs):
+        if _epochs_since_best(history) >= config.patience:
+            break
+        began = time.monotonic()
+        torch.manual_seed(config.seed * 1_000_003 + epoch)
+        if config.balanced_sampling:
+            order = torch.multinomial(1.0 / counts_C[train.labels_N].float().cpu(), len(train.labels_N), True)
+        else:
+            order = torch.randperm(len(train.labels_N))
+        head.train()
+        losses, norms = [], []
+        for step, batch in enumerate(order.split(config.batch_size), epoch * steps_an_epoch):
+            schedule.step_update(step)
+            features_NTD, labels_N = (part[batch.to(part.device)].to(device) for part in (train[0], train[2]))
+            with autocast:
+                logits_NC = head(features_NTD.float(), train.lengths_N[batch])
+            loss = nn.functional.cross_entropy(
+                logits_NC.float(), labels_N, weights_C, label_smoothing=config.label_smoothing
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(nn.utils.clip_grad_norm_(head.parameters(), config.clip_grad))
+            optimizer.step()
+            losses.append(loss.detach())
+        logits_NC = predict_logits(head, val, device)
+        labels_N = val.labels_N.cpu()
+        record = {
+            "epoch": epoch + 1,
+            "loss": torch.stack(losses).mean().item(),
+            "val_loss": nn.functional.cross_entropy(logits_NC, labels_N).item(),
+            "val_top1": (logits_NC.argmax(1) == labels_N).float().mean().item(),
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "grad_norm": torch.stack(norms).mean().item(),
+            "seconds": time.monotonic() - began,
+        }
+        history.append(record)
+        if _epochs_since_best(history) == 0:
+            best = {name: value.clone() for name, value in head.state_dict().items()}
+        _save(checkpoint, identity, head, best, optimizer, history)
+        log(record)
+    head.load_state_dict(best)
+    return head.eval(), history
+
+
+@torch.inference_mode()
+def predict_logits(head: nn.Module, clips: FeatureSet, device: torch.device) -> torch.Tensor:
+    """Returns logits float32 [N,C] on the CPU."""
+    head.eval()
+    logits = []
+    for batch in torch.arange(len(clips.lengths_N)).split(256):
+        features_NTD = clips.features_NTD[batch.to(clips.features_NTD.device)].to(device).float()
+        logits.append(head(features_NTD, clips.lengths_N[batch]).float().cpu())
+    return torch.cat(logits)
+
+
+def _epochs_since_best(history: list[dict[str, float]]) -> int:
+    losses = [record["val_loss"] for record in history]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
+def _save(
+    path: Path,
+    identity: str,
+    head: nn.Module,
+    best: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, float]],
+) -> None:
+    """Writes a checkpoint, whole or not at all."""
+    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    temporary = path.with_suffix(".tmp")
+    metadata = {"identity": identity, "history": json.dumps(history)}
+    safetensors.torch.save_file(tensors, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def _resume(
+    path: Path, identity: str, head: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]] | None:
+    """Loads a checkpoint into head and optimizer; None if it is of another config or other data."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
+    if metadata["identity"] != identity:
+        return None
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {"head": {}, "best": {}}
+    for name, value in tensors.items():
+        part, rest = name.split(".", 1)
+        if part == "optimizer":
+            number, key = rest.split(".")
+            state.setdefault(int(number), {})[key] = value
+        else:
+            parts[part][rest] = value
+    head.load_state_dict(parts["head"])
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    device = next(head.parameters()).device
+    return json.loads(metadata["history"]), {name: value.to(device) for name, value in parts["best"].items()}

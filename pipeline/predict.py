@@ -1,0 +1,84 @@
+"""A bundle and video files -> their likeliest classes, through the code that extraction uses.
+
+kinema predict data/runs/ucf101 holiday.mp4 --json
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.backbone import Backbone, resolve_device
+from pipeline.bundle import Bundle
+from pipeline.data import Clip
+from pipeline.errors import KinemaError
+from pipeline.extract import clip_features
+from pipeline.fit import FeatureSet, predict_logits
+from pipeline.workers import Failure
+
+
+class Predictor:
+    """A loaded bundle, for any number of files."""
+
+    def __init__(self, run: Path, overrides: dict[str, str] | None = None):
+        """Loads the bundle.
+
+        Args:
+            run: the bundle's folder.
+            overrides: settings by dotted name, such as {"device": "cpu"}.
+
+        Raises:
+            KinemaError: the bundle is incomplete or damaged.
+        """
+        bundle = Bundle(run)
+        bundle.require_complete()
+        self.config = bundle.config(overrides or {})
+        self.device = resolve_device(self.config.device)
+        self.classes = bundle.classes
+        self.head = bundle.heads(self.config, self.device)[self.config.head.kind]
+        self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
+
+    def __call__(self, videos: list[Path]) -> Iterator[tuple[Path, torch.Tensor | Failure]]:
+        """Yields (video, logits float32 [C] or `Failure`) as they come."""
+        clips = [Clip(id=os.fspath(video), path=video, label="", group="") for video in dict.fromkeys(videos)]
+        for clip, outcome in clip_features(clips, self.backbone, self.config.sampling, self.config.decode):
+            if isinstance(outcome, Failure):
+                yield clip.path, outcome
+                continue
+            features_1TD = torch.from_numpy(outcome.features)[None]
+            length = torch.tensor([len(outcome.features)])
+            yield clip.path, predict_logits(self.head, FeatureSet(features_1TD, length, length), self.device)[0]
+
+
+def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:
+    """Prints the `top` likeliest classes of each video, as text or as one JSON object a line.
+
+    Raises:
+        KinemaError: the bundle cannot be used, or a video could not be read (the others are printed).
+    """
+    unreadable = []
+    predictor = Predictor(run, overrides)
+    for video, outcome in predictor(videos):
+        answer: dict[str, Any] = {"path": os.fspath(video)}
+        if isinstance(outcome, Failure):
+            answer["error"] = outcome.reason
+            unreadable.append(f"{video}: cannot be read: {outcome.reason}")
+        else:
+            values, order = outcome.softmax(0).topk(min(top, len(predictor.classes)))
+            answer["top"] = [
+                {"label": predictor.classes[position], "probability": round(value, 4)}
+                for value, position in zip(values.tolist(), order.tolist(), strict=True)
+            ]
+        if as_json:
+            print(json.dumps(answer), flush=True)
+        elif "top" in answer:
+            print(video)
+            for guess in answer["top"]:
+                print(f"  {guess['probability']:6.1%}  {guess['label']}")
+            sys.stdout.flush()
+    if unreadable:
+        raise KinemaError("\nkinema: ".join(unreadable))

@@ -1,0 +1,29 @@
+"""Progress of long work: a live bar on a terminal, a plain line every ten seconds elsewhere."""
+
+import sys
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class _Lines:
+    """A stream that turns tqdm's redrawn line into lines of their own."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if text := text.replace("\r", "").strip():
+            self.stream.write(text + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress(what: str, total: int, unit: str, start: int = 0) -> tqdm:
+    """Returns a tqdm bar with rate and time left; call its `update`, and use it as a context manager."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=what, unit=f" {unit}", initial=start, dynamic_ncols=True)
+    layout = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"
+    lines = _Lines(sys.stderr)
+    return tqdm(total=total, desc=what, unit=f" {unit}", initial=start, file=lines, mininterval=10, bar_format=layout)

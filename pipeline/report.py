@@ -1,0 +1,97 @@
+"""The report of a run: one page to read and its pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.metrics import ConfusionMatrixDisplay
+
+NAMES = {"bilstm": "BiLSTM", "mean": "mean of frames", "majority": "majority class"}
+
+
+def summary_table(metrics: dict[str, Any]) -> str:
+    """Writes the head and its baselines as a Markdown table, readable on a terminal too."""
+    rows = ["| classifier       |  top-1 |   95 % interval |  top-5 | mean class | macro F1 |"]
+    rows += ["|:-----------------|-------:|----------------:|-------:|-----------:|---------:|"]
+    for kind, values in {metrics["head"]: metrics, **metrics["baselines"]}.items():
+        interval = "–".join(f"{edge:.3f}" for edge in values["top1_ci95"] or []) or "one group"
+        rows.append(
+            f"| {NAMES[kind]:16} | {values['top1']:6.3f} | {interval:>15} | {values['top5']:6.3f} "
+            f"| {values['mean_class']:10.3f} | {values['macro_f1']:8.3f} |"
+        )
+    return "\n".join(rows)
+
+
+def provenance(metrics: dict[str, Any]) -> str:
+    """Says in a line on what the numbers were measured."""
+    missing = f", {metrics['n_missing']} clips unreadable and not counted" if metrics["n_missing"] else ""
+    return (
+        f"test split {metrics['split']}: {metrics['n_clips']} clips in {metrics['n_groups']} groups, none of them in "
+        f"training{missing}; seed {metrics['seed']}; intervals by bootstrap over groups"
+    )
+
+
+def write_report(folder: Path, metrics: dict[str, Any], matrix_CC: np.ndarray, history: dict[str, Any]) -> None:
+    """Writes report.md, confusion.png and curves.png."""
+    classes = [row["class"] for row in metrics["per_class"]]
+    draw_confusions(folder / "confusion.png", matrix_CC, classes)
+    draw_curves(folder / "curves.png", history)
+    lines = [f"# {folder.name}", "", provenance(metrics), "", summary_table(metrics), ""]
+    if "gain_over_mean" in metrics:
+        lines += [gain_line(metrics), ""]
+    lines += ["## Most confused", "", "| class | taken for | clips |", "|:--|:--|--:|"]
+    lines += [f"| {pair['class']} | {pair['taken_for']} | {pair['clips']} |" for pair in metrics["most_confused"]]
+    lines += ["", "![confusion matrix](confusion.png)", "", "## Classes", ""]
+    lines += ["| class | recall | precision | F1 | clips |", "|:--|--:|--:|--:|--:|"]
+    lines += [
+        f"| {row['class']} | {row['recall']:.3f} | {row['precision']:.3f} | {row['f1']:.3f} | {row['clips']} |"
+        for row in sorted(metrics["per_class"], key=lambda row: row["recall"])
+    ]
+    lines += ["", "## Training", "", "![curves](curves.png)", ""]
+    (folder / "report.md").write_text("\n".join(lines))
+
+
+def gain_line(metrics: dict[str, Any]) -> str:
+    """Says by how much the head beats the mean of frames on the same clips."""
+    interval = metrics["gain_over_mean_ci95"]
+    span = f", 95 % interval {interval[0]:+.3f} to {interval[1]:+.3f}" if interval else ""
+    return f"{NAMES[metrics['head']]} against mean of frames, clip by clip: {metrics['gain_over_mean']:+.3f}{span}"
+
+
+def draw_confusions(path: Path, matrix_CC: np.ndarray, classes: list[str]) -> None:
+    """Draws the confusion matrix, each row as shares of its class."""
+    side = min(4 + 0.28 * len(classes), 30)
+    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    shares_CC = matrix_CC / np.maximum(matrix_CC.sum(1, keepdims=True), 1)
+    display = ConfusionMatrixDisplay(shares_CC, display_labels=classes)
+    display.plot(
+        ax=axes, cmap="Blues", xticks_rotation="vertical", include_values=len(classes) <= 20, values_format=".2f"
+    )
+    display.im_.set_clim(0, 1)
+    axes.set(xlabel="predicted", ylabel="true", title="share of each class")
+    if len(classes) > 40:
+        axes.tick_params(labelsize=5)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_curves(path: Path, history: dict[str, Any]) -> None:
+    """Draws loss and validation accuracy of each head over the epochs."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
+    for number, (kind, records) in enumerate(history.items()):
+        epochs = [record["epoch"] for record in records]
+        color = f"C{number}"
+        left.plot(epochs, [record["loss"] for record in records], "--", color=color, label=f"{NAMES[kind]}, training")
+        left.plot(epochs, [record["val_loss"] for record in records], color=color, label=f"{NAMES[kind]}, validation")
+        right.plot(epochs, [record["val_top1"] for record in records], color=color, label=NAMES[kind])
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="validation top-1", ylim=(0, 1.02))
+    left.legend()
+    right.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,124 @@
+"""Settings: frozen dataclasses beside the code that they configure, read from YAML and the command line.
+
+A setting has one dotted name everywhere, `head.hidden`: nested in a YAML file, flat as `--head.hidden 512`
+on the command line, which wins. Types are checked by pydantic; a name that nobody knows is an error.
+"""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic
+import pydantic.dataclasses
+import yaml
+
+from pipeline.errors import ConfigError
+
+
+def settings(cls: type) -> type:
+    """Class decorator: a frozen, keyword-only dataclass whose fields are documented by the string below each."""
+    config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    return pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=config)
+
+
+class Setting(NamedTuple):
+    """One leaf of a settings class: its type, default and description."""
+
+    type: Any
+    default: Any
+    help: str
+
+
+def flatten(cls: type) -> dict[str, Setting]:
+    """Maps every dotted name of a settings class to its `Setting`."""
+    flat = {}
+    for name, field in cls.__pydantic_fields__.items():
+        if dataclasses.is_dataclass(field.annotation):
+            flat |= {f"{name}.{key}": setting for key, setting in flatten(field.annotation).items()}
+        else:
+            default = field.get_default(call_default_factory=True)
+            flat[name] = Setting(field.annotation, default, field.description or "")
+    return flat
+
+
+def build(cls: type, file: Path | None, overrides: dict[str, str]) -> Any:
+    """Builds a settings object from a YAML file (None: defaults alone) and overrides by dotted name.
+
+    Raises:
+        ConfigError: the file cannot be read, a name is unknown, or a value has the wrong type.
+    """
+    values = {name: (value, str(file)) for name, value in _read_yaml(file).items()} if file else {}
+    values |= {name: (value, "command line") for name, value in overrides.items()}
+    known = flatten(cls)
+    for name, (value, source) in values.items():
+        if name not in known:
+            raise ConfigError(f"{source}: unknown setting '{name}'{nearest(name, known)}")
+        try:
+            pydantic.TypeAdapter(known[name].type).validate_python(value)
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]["msg"].lower()
+            raise ConfigError(f"{source}: {name}: {problem}, got {value!r}") from None
+    nested = unflatten({name: value for name, (value, _) in values.items()})
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(nested)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def nearest(name: str, names: Any) -> str:
+    """Returns '; did you mean ...?' for the likeliest of `names`, or an empty string."""
+    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """Nests a dict by the dots of its keys."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return nested
+
+
+def to_yaml(obj: Any) -> str:
+    """Writes a settings object as YAML text that `build` reads back."""
+    return yaml.safe_dump(pydantic.TypeAdapter(type(obj)).dump_python(obj, mode="json"), sort_keys=False)
+
+
+def yaml_differences(before: str, after: str, ignore: tuple[str, ...]) -> list[str]:
+    """Names what differs between two texts of `to_yaml`, but for names that begin with one of `ignore`."""
+    old, new = (_flatten_values(yaml.safe_load(text)) for text in (before, after))
+    names = [name for name in old | new if name.split(".")[0] not in ignore and old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name)}, now {new.get(name)}" for name in names]
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the config: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{file}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected 'name: value' lines, got {type(content).__name__}")
+    return _flatten_values(content)
+
+
+def _flatten_values(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flatten_values(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,71 @@
+"""Weights & Biases: the same calls online, offline and off; off does not import it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import KinemaError
+from pipeline.settings import to_yaml
+
+
+class Tracker:
+    """One W&B run. Training and evaluation of a bundle are two runs of one W&B group, since a run that ended offline
+    cannot be continued."""
+
+    def __init__(self, config: Config, folder: Path, job: str):
+        """Starts the run.
+
+        Args:
+            config: `tracking` says how; the whole is logged.
+            folder: the bundle, where offline runs are kept and whose name names the group.
+            job: 'train' or 'evaluate'.
+
+        Raises:
+            KinemaError: W&B was asked to be online and cannot be reached.
+        """
+        self.run = None
+        if config.tracking == "off":
+            return
+        import wandb
+        import yaml
+
+        mode = config.tracking
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+        try:
+            self.run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "kinema"),
+                name=f"{folder.name}-{job}",
+                group=folder.name,
+                job_type=job,
+                dir=folder,
+                mode=mode,
+                config=yaml.safe_load(to_yaml(config)),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise KinemaError(f"tracking: W&B cannot be reached ({reason}); use --tracking offline") from None
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Logs numbers, pictures and tables by name."""
+        if self.run:
+            self.run.log(values)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Sets what the run shows in the list of runs."""
+        if self.run:
+            self.run.summary.update(values)
+
+    def finish(self) -> None:
+        """Ends the run and prints where it is."""
+        if not self.run:
+            return
+        url, folder, offline = self.run.url, Path(self.run.dir).parent, self.run.offline
+        self.run.finish()
+        print(
+            f"W&B: {os.path.relpath(folder)}, upload with: wandb sync {os.path.relpath(folder)}"
+            if offline
+            else f"W&B: {url}"
+        )

@@ -1,0 +1,124 @@
+"""Features -> trained heads in a run bundle: the head that the config asks for, and the `mean` baseline beside it.
+
+kinema train --config configs/ucf101.yaml --run ucf101
+"""
+
+import dataclasses
+import hashlib
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pipeline.backbone import Backbone, resolve_device
+from pipeline.bundle import Bundle
+from pipeline.config import Config
+from pipeline.data import Clip, Dataset, load_dataset
+from pipeline.errors import ConfigError, KinemaError
+from pipeline.fit import FeatureSet, fit
+from pipeline.progress import progress
+from pipeline.settings import to_yaml, yaml_differences
+from pipeline.store import FeatureStore
+from pipeline.tracking import Tracker
+
+PLACES = ("runs", "store", "device", "tracking", "decode")
+"""Settings that do not change what a run learns."""
+
+
+def train(config: Config, run: str) -> None:
+    """Trains on the stored features and writes the bundle `<runs>/<run>`.
+
+    Raises:
+        ConfigError: the bundle exists with other settings.
+        KinemaError: features are missing, or the data cannot be used.
+    """
+    bundle = Bundle(config.runs / run)
+    if bundle.config_file.exists():
+        changed = yaml_differences(bundle.config_file.read_text(), to_yaml(config), ignore=PLACES)
+        if changed:
+            raise ConfigError(
+                f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
+                "give this one another name with --run, or delete that folder"
+            )
+    dataset = load_dataset(config.data)
+    device = resolve_device(config.device)
+    store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling)
+    splits = {}
+    digest = hashlib.sha256(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}".encode())
+    for split in ("train", "val"):
+        clips, splits[split] = load_features(store, dataset, split)
+        digest.update(f"{split} {[(clip.id, clip.label) for clip in clips]}".encode())
+        digest.update(splits[split].features_NTD.numpy())
+    identity = digest.hexdigest()
+    trained_on = bundle.identity()
+    if trained_on == identity:
+        print(f"{bundle.folder} is trained already with these settings and features")
+        return
+    if trained_on:
+        raise ConfigError(
+            f"{bundle.folder} was trained on other clips or features; "
+            "give this run another name with --run, or delete that folder"
+        )
+
+    bundle.begin(config, dataset.classes, store.backbone_file)
+    tracker = Tracker(config, bundle.folder, "train")
+    heads, history, checkpoints = {}, {}, []
+    for kind in dict.fromkeys((config.head.kind, "mean")):
+        checkpoints.append(bundle.folder / f"checkpoint-{kind}.safetensors")
+        with progress(f"train {kind}", config.train.epochs, "epochs") as bar:
+
+            def log(record: dict[str, float], kind: str = kind, bar: tqdm = bar) -> None:
+                bar.set_postfix_str(f"val loss {record['val_loss']:.3f}, top-1 {record['val_top1']:.3f}", refresh=False)
+                bar.update(record["epoch"] - bar.n)
+                tracker.log({f"{kind}/{name}": value for name, value in record.items()})
+
+            heads[kind], history[kind] = fit(
+                dataclasses.replace(config.head, kind=kind),
+                config.train,
+                splits["train"],
+                splits["val"],
+                len(dataset.classes),
+                device,
+                checkpoints[-1],
+                identity,
+                log,
+            )
+        best = min(history[kind], key=lambda record: record["val_loss"])
+        print(f"{kind}: best epoch {best['epoch']} of {len(history[kind])}, validation top-1 {best['val_top1']:.3f}")
+    bundle.finish(heads, history, identity)
+    for checkpoint in checkpoints:
+        checkpoint.unlink()
+    tracker.finish()
+    print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
+
+
+def load_features(store: FeatureStore, dataset: Dataset, split: str) -> tuple[list[Clip], FeatureSet]:
+    """Reads the features of one split into memory.
+
+    Clips in the failure ledger are left out and counted on the terminal.
+
+    Returns:
+        The clips that have features, and these, in the same order.
+
+    Raises:
+        KinemaError: features were never computed, are damaged, or are of another state of the file.
+    """
+    entries = {clip: store.read(clip) for clip in dataset.of(split)}
+    unreadable = store.failures()
+    never = [clip.id for clip, entry in entries.items() if entry is None and clip.id not in unreadable]
+    if never:
+        raise KinemaError(
+            f"{len(never)} of {len(entries)} {split} clips have no valid features in {store.folder} "
+            f"(first: {never[0]}); run kinema extract with the same config"
+        )
+    present = {clip: entry for clip, entry in entries.items() if entry is not None}
+    if len(present) < len(entries):
+        print(f"{split}: {len(entries) - len(present)} of {len(entries)} clips are missing, see {store.ledger}")
+    if not present:
+        raise KinemaError(f"the {split} split has no clips with features")
+    tensors = [torch.from_numpy(entry.features) for entry in present.values()]
+    return list(present), FeatureSet(
+        nn.utils.rnn.pad_sequence(tensors, batch_first=True),
+        torch.tensor([len(tensor) for tensor in tensors]),
+        torch.tensor([dataset.classes.index(clip.label) for clip in present]),
+    )

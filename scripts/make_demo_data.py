@@ -1,0 +1,162 @@
+"""Generate a small UCF101-style set of real video files in which only the order of the frames tells some classes apart.
+
+    python scripts/make_demo_data.py data/demo
+
+The eight classes are four pairs: Appear/Vanish, Grow/Shrink, Open/Close, Sharpen/Blur. Both classes of a pair hold the
+same frames, in opposite order, so whatever averages the frames cannot pass one half, and a model of time can. Every
+group has an object, a place and colours of its own. Files are MPEG-4 AVI, H.264 MP4 and VP9 WebM; some are portrait,
+some have a variable frame rate.
+"""
+
+import argparse
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import joblib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
+
+PAIRS = [("Appear", "Vanish"), ("Grow", "Shrink"), ("Open", "Close"), ("Sharpen", "Blur")]
+CODECS = [
+    ("avi", "mpeg4", {"bf": "2", "qscale": "4"}),
+    ("mp4", "libx264", {"preset": "veryfast", "threads": "1"}),
+    ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0", "threads": "1"}),
+]
+FRAMES = 24
+RATE = 12
+Renderer = Callable[[float, np.random.Generator], Image.Image]
+
+
+def texture(rng: np.random.Generator, size: tuple[int, int], grain: int) -> Image.Image:
+    """A smooth random pattern between two random colours; `grain` is the number of blobs across."""
+    noise = Image.fromarray(rng.integers(0, 256, (grain, grain), dtype=np.uint8)).resize(size, Image.BICUBIC)
+    stripes = np.sin(np.linspace(0, rng.uniform(10, 60), size[0])) * rng.uniform(0, 40)
+    mix = (np.asarray(noise, np.float32) + stripes)[..., None].clip(0, 255) / 255
+    low, high = rng.integers(0, 256, (2, 3))
+    return Image.fromarray((low + mix * (high.astype(np.float32) - low)).clip(0, 255).astype(np.uint8))
+
+
+def outline(rng: np.random.Generator) -> np.ndarray:
+    """A random star-shaped polygon around the origin with radius about one, float [K,2]."""
+    corners = rng.integers(3, 12)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, corners * 2))
+    radii = rng.uniform(0.5, 1.0, corners * 2)
+    return np.stack([np.cos(angles) * radii, np.sin(angles) * radii], axis=1)
+
+
+class Scene:
+    """One group: its place, its object and its curtain."""
+
+    def __init__(self, group: int, seed: int):
+        rng = np.random.default_rng([seed, group])
+        self.size = (120, 160) if group % 4 == 0 else (160, 120)
+        self.place = texture(rng, self.size, int(rng.integers(3, 12)))
+        self.skin = texture(rng, self.size, int(rng.integers(2, 20)))
+        self.curtain = texture(rng, self.size, int(rng.integers(2, 6)))
+        self.outline = outline(rng)
+
+    def with_object(self, centre: np.ndarray, radius: float, opacity: float) -> Image.Image:
+        mask = Image.new("L", self.size)
+        points = [tuple(point) for point in centre + self.outline * radius]
+        ImageDraw.Draw(mask).polygon(points, fill=round(255 * opacity))
+        return Image.composite(self.skin, self.place, mask)
+
+    def frame(self, pair: int, progress: float, centre: np.ndarray, radius: float) -> Image.Image:
+        """The picture at `progress` from 0 to 1 of the first action of a pair."""
+        if pair == 0:
+            return self.with_object(centre, radius, progress)
+        if pair == 1:
+            return self.with_object(centre, radius * (0.15 + 1.1 * progress), 1)
+        whole = self.with_object(centre, radius, 1)
+        if pair == 2:
+            width, height = self.size
+            edge = round(width / 2 * (1 - progress))
+            for left in (0, width - edge):
+                whole.paste(self.curtain.crop((left, 0, left + edge, height)), (left, 0))
+            return whole
+        return whole.filter(ImageFilter.GaussianBlur(9 * (1 - progress)))
+
+
+def render(scene: Scene, pair: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The frames of one clip in the order of the pair's first class, uint8 [H,W,3] each."""
+    width, height = scene.size
+    radius = rng.uniform(0.22, 0.38) * min(scene.size)
+    centre = np.array([rng.uniform(0.35, 0.65) * width, rng.uniform(0.35, 0.65) * height])
+    drift = rng.uniform(-0.08, 0.08, 2) * min(scene.size)
+    begin, end = rng.uniform(0.0, 0.25), rng.uniform(0.75, 1.0)
+    light = rng.uniform(0.8, 1.2)
+    frames = []
+    for time in np.linspace(0, 1, FRAMES):
+        progress = float(np.clip((time - begin) / (end - begin), 0, 1))
+        picture = scene.frame(pair, progress, centre + drift * (time - 0.5), radius)
+        noisy = np.asarray(picture, np.float32) * light + rng.normal(0, 4, (height, width, 1))
+        frames.append(noisy.clip(0, 255).astype(np.uint8))
+    return frames
+
+
+def encode(path: Path, codec: str, options: dict[str, str], frames: list[np.ndarray], gaps: np.ndarray) -> None:
+    """Writes a video; `gaps` holds the ticks (of 1/RATE s) that each frame is shown."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=RATE, options=options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for pixels, shown_at in zip(frames, np.cumsum(gaps) - gaps[0], strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = int(shown_at), Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def make_group(videos: Path, group: int, clips: int, seed: int) -> list[str]:
+    """Writes all clips of one group and returns their paths relative to `videos`."""
+    scene = Scene(group, seed)
+    names = []
+    for pair, labels in enumerate(PAIRS):
+        for clip in range(1, clips + 1):
+            rng = np.random.default_rng([seed, group, pair, clip])
+            frames = render(scene, pair, rng)
+            suffix, codec, options = CODECS[(group + pair + clip) % len(CODECS)]
+            # Every fifth group has a variable frame rate where the container can hold one; AVI cannot.
+            uneven = group % 5 == 0 and suffix != "avi"
+            gaps = rng.integers(1, 4, FRAMES) if uneven else np.ones(FRAMES, np.int64)
+            for label, ordered, ordered_gaps in ((labels[0], frames, gaps), (labels[1], frames[::-1], gaps[::-1])):
+                name = f"{label}/v_{label}_g{group:02d}_c{clip:02d}.{suffix}"
+                (videos / label).mkdir(parents=True, exist_ok=True)
+                encode(videos / name, codec, options, ordered, ordered_gaps)
+                names.append(name)
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="gets videos/ and splits/")
+    parser.add_argument("--groups", type=int, default=24, help="scenes; a third of them is the test")
+    parser.add_argument("--clips", type=int, default=3, help="clips a class and group")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    videos, splits = args.folder / "videos", args.folder / "splits"
+    jobs = (joblib.delayed(make_group)(videos, g, args.clips, args.seed) for g in range(1, args.groups + 1))
+    made = joblib.Parallel(n_jobs=-1, return_as="generator")(jobs)
+    names = [name for group in tqdm(made, "demo data", args.groups, disable=None, unit=" groups") for name in group]
+
+    classes = sorted(label for pair in PAIRS for label in pair)
+    splits.mkdir(parents=True, exist_ok=True)
+    (splits / "classInd.txt").write_text("".join(f"{n} {label}\n" for n, label in enumerate(classes, 1)))
+    for split in (1, 2, 3):
+        test = {f"_g{group:02d}_" for group in range(split, args.groups + 1, 3)}
+        is_test = [any(group in name for group in test) for name in names]
+        train_lines = [
+            f"{name} {classes.index(name.split('/')[0]) + 1}\n" for name, held in zip(names, is_test) if not held
+        ]
+        test_lines = [f"{name}\n" for name, held in zip(names, is_test) if held]
+        (splits / f"trainlist{split:02d}.txt").write_text("".join(sorted(train_lines)))
+        (splits / f"testlist{split:02d}.txt").write_text("".join(sorted(test_lines)))
+    print(f"{len(names)} clips of {len(classes)} classes in {args.groups} groups: {videos}, lists in {splits}")
+
+
+if __name__ == "__main__":
+    main()
