@@ -8,10 +8,10 @@ from pydantic import BeforeValidator
 from pipeline.backbone import BackboneConfig
 from pipeline.data import DataConfig
 from pipeline.decode import DecodeConfig
+from pipeline.fit import TrainConfig
 from pipeline.head import HeadConfig
 from pipeline.sampling import SamplingConfig
 from pipeline.settings import settings
-from pipeline.fit import TrainConfig
 
 
 @settings

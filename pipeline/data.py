@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.settings import settings
 
-VIDEO_SUFFIXES = frozenset(".avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .ts .wmv .flv .3gp".split())
+VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
 SPLITS = ("train", "val", "test")
 
 

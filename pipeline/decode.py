@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch  # noqa: F401  (before decord: the other order can hang at import, dmlc/decord#293)
+
+# isort: split
 import av
 import decord
 import numpy as np

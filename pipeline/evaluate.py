@@ -113,7 +113,7 @@ def _track(
         numbers |= {f"{name}/{key}": baseline[key] for key in ("top1", "top5", "mean_class", "macro_f1")}
     tracker.summary(numbers)
     classes = wandb.Table(list(result["per_class"][0]), [list(row.values()) for row in result["per_class"]])
-    shown = {clip: row for clip, row in list(zip(clips, rows, strict=True))[:: -(-len(clips) // THUMBNAILS)]}
+    shown = dict(list(zip(clips, rows, strict=True))[:: -(-len(clips) // THUMBNAILS)])
     load = functools.partial(decode_and_transform, sampling=SamplingConfig(frames=1), transform=backbone.transform)
     predictions = wandb.Table(["frame", "clip", "label", "predicted", "probability"])
     for clip, frame in run_isolated(load, shown, workers=1, deadline=config.decode.deadline):

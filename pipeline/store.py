@@ -128,7 +128,7 @@ class FeatureStore:
         return self.folder / name[:2] / f"{name}.safetensors"
 
 
-class _moved_into_place:  # noqa: N801  (used as a function)
+class _moved_into_place:
     """Context manager: gives a temporary path in the same folder, which becomes `path` if nothing went wrong."""
 
     def __init__(self, path: Path):

@@ -20,23 +20,26 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 PAIRS = [("Appear", "Vanish"), ("Grow", "Shrink"), ("Open", "Close"), ("Sharpen", "Blur")]
+# High quality throughout: where it rises or falls along a clip, even the average frame betrays the direction.
 CODECS = [
-    ("avi", "mpeg4", {"bf": "2", "qscale": "4"}),
-    ("mp4", "libx264", {"preset": "veryfast", "threads": "1"}),
-    ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0", "threads": "1"}),
+    ("avi", "mpeg4", {"bf": "2", "qmin": "1", "qmax": "2", "b": "8M"}),
+    ("mp4", "libx264", {"preset": "veryfast", "crf": "12", "threads": "1"}),
+    ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "4M", "threads": "1"}),
 ]
 FRAMES = 24
 RATE = 12
 Renderer = Callable[[float, np.random.Generator], Image.Image]
 
 
-def texture(rng: np.random.Generator, size: tuple[int, int], grain: int) -> Image.Image:
-    """A smooth random pattern between two random colours; `grain` is the number of blobs across."""
-    noise = Image.fromarray(rng.integers(0, 256, (grain, grain), dtype=np.uint8)).resize(size, Image.BICUBIC)
-    stripes = np.sin(np.linspace(0, rng.uniform(10, 60), size[0])) * rng.uniform(0, 40)
-    mix = (np.asarray(noise, np.float32) + stripes)[..., None].clip(0, 255) / 255
-    low, high = rng.integers(0, 256, (2, 3))
-    return Image.fromarray((low + mix * (high.astype(np.float32) - low)).clip(0, 255).astype(np.uint8))
+def texture(rng: np.random.Generator, size: tuple[int, int], grain: int, hue: float) -> Image.Image:
+    """A random pattern of blobs and stripes in shades of a hue (0 to 1); `grain` is the number of blobs across."""
+    blobs = Image.fromarray(rng.integers(0, 256, (grain, grain), dtype=np.uint8)).resize(size, Image.BICUBIC)
+    stripes = np.sin(np.linspace(0, rng.uniform(20, 120), size[0])) * rng.uniform(20, 60)
+    value = (np.asarray(blobs, np.float32) * 0.7 + stripes + 60).clip(20, 255)
+    hues = np.full_like(value, hue * 255) + rng.uniform(-12, 12)
+    saturation = np.full_like(value, rng.uniform(80, 220))
+    hsv = np.stack([hues % 256, saturation, value], axis=-1).astype(np.uint8)
+    return Image.fromarray(hsv, mode="HSV").convert("RGB")
 
 
 def outline(rng: np.random.Generator) -> np.ndarray:
@@ -53,9 +56,10 @@ class Scene:
     def __init__(self, group: int, seed: int):
         rng = np.random.default_rng([seed, group])
         self.size = (120, 160) if group % 4 == 0 else (160, 120)
-        self.place = texture(rng, self.size, int(rng.integers(3, 12)))
-        self.skin = texture(rng, self.size, int(rng.integers(2, 20)))
-        self.curtain = texture(rng, self.size, int(rng.integers(2, 6)))
+        hue = rng.uniform()  # Object and curtain are of other hues, so that they can be told from the place.
+        self.place = texture(rng, self.size, int(rng.integers(6, 30)), hue)
+        self.skin = texture(rng, self.size, int(rng.integers(2, 20)), hue + rng.uniform(0.3, 0.5))
+        self.curtain = texture(rng, self.size, int(rng.integers(2, 6)), hue - rng.uniform(0.15, 0.3))
         self.outline = outline(rng)
 
     def with_object(self, centre: np.ndarray, radius: float, opacity: float) -> Image.Image:
@@ -83,7 +87,7 @@ class Scene:
 def render(scene: Scene, pair: int, rng: np.random.Generator) -> list[np.ndarray]:
     """The frames of one clip in the order of the pair's first class, uint8 [H,W,3] each."""
     width, height = scene.size
-    radius = rng.uniform(0.22, 0.38) * min(scene.size)
+    radius = rng.uniform(0.3, 0.42) * min(scene.size)
     centre = np.array([rng.uniform(0.35, 0.65) * width, rng.uniform(0.35, 0.65) * height])
     drift = rng.uniform(-0.08, 0.08, 2) * min(scene.size)
     begin, end = rng.uniform(0.0, 0.25), rng.uniform(0.75, 1.0)
@@ -95,6 +99,11 @@ def render(scene: Scene, pair: int, rng: np.random.Generator) -> list[np.ndarray
         noisy = np.asarray(picture, np.float32) * light + rng.normal(0, 4, (height, width, 1))
         frames.append(noisy.clip(0, 255).astype(np.uint8))
     return frames
+
+
+def play(frames: list[np.ndarray]) -> list[np.ndarray]:
+    """Shows the last frame twice: frame plans leave out a file's last frame, and so see the same frames both ways."""
+    return [*frames, frames[-1]]
 
 
 def encode(path: Path, codec: str, options: dict[str, str], frames: list[np.ndarray], gaps: np.ndarray) -> None:
@@ -121,11 +130,11 @@ def make_group(videos: Path, group: int, clips: int, seed: int) -> list[str]:
             suffix, codec, options = CODECS[(group + pair + clip) % len(CODECS)]
             # Every fifth group has a variable frame rate where the container can hold one; AVI cannot.
             uneven = group % 5 == 0 and suffix != "avi"
-            gaps = rng.integers(1, 4, FRAMES) if uneven else np.ones(FRAMES, np.int64)
-            for label, ordered, ordered_gaps in ((labels[0], frames, gaps), (labels[1], frames[::-1], gaps[::-1])):
+            gaps = rng.integers(1, 4, FRAMES + 1) if uneven else np.ones(FRAMES + 1, np.int64)
+            for label, ordered in ((labels[0], play(frames)), (labels[1], play(frames[::-1]))):
                 name = f"{label}/v_{label}_g{group:02d}_c{clip:02d}.{suffix}"
                 (videos / label).mkdir(parents=True, exist_ok=True)
-                encode(videos / name, codec, options, ordered, ordered_gaps)
+                encode(videos / name, codec, options, ordered, gaps)
                 names.append(name)
     return names
 
@@ -150,9 +159,11 @@ def main() -> None:
         test = {f"_g{group:02d}_" for group in range(split, args.groups + 1, 3)}
         is_test = [any(group in name for group in test) for name in names]
         train_lines = [
-            f"{name} {classes.index(name.split('/')[0]) + 1}\n" for name, held in zip(names, is_test) if not held
+            f"{name} {classes.index(name.split('/')[0]) + 1}\n"
+            for name, held in zip(names, is_test, strict=True)
+            if not held
         ]
-        test_lines = [f"{name}\n" for name, held in zip(names, is_test) if held]
+        test_lines = [f"{name}\n" for name, held in zip(names, is_test, strict=True) if held]
         (splits / f"trainlist{split:02d}.txt").write_text("".join(sorted(train_lines)))
         (splits / f"testlist{split:02d}.txt").write_text("".join(sorted(test_lines)))
     print(f"{len(names)} clips of {len(classes)} classes in {args.groups} groups: {videos}, lists in {splits}")
