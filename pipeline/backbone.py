@@ -8,7 +8,8 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +64,7 @@ class Backbone:
         transform: timm's evaluation resize and crop, PIL image -> PIL image.
         description: everything that decides the numbers, as JSON values.
         engine: what runs it and in which precision, in words.
-        batch: frames a forward pass.
+        batch: frames that are worth waiting for before a call.
         device: where it runs.
     """
 
@@ -96,11 +97,10 @@ class Backbone:
         if engine == "auto":
             has_openvino = device.type == "cpu" and importlib.util.find_spec("openvino")
             engine = "openvino" if has_openvino else "torch"
-        # One fixed batch shape: no recompilation, and a frame's features do not depend on its neighbours.
         self.batch = 16 if device.type == "cpu" else 128
         network = _Normalised(model, data["mean"], data["std"]).eval()
         start = _start_openvino if engine == "openvino" else _start_torch
-        self._start = functools.partial(start, network, device, precision, (self.batch, *data["input_size"]))
+        self._start = functools.partial(start, network, device, precision, data["input_size"])
         self.engine = f"{engine} {precision} on {device.type}"
 
     def __call__(self, frames_N3HW: np.ndarray) -> np.ndarray:
@@ -112,15 +112,10 @@ class Backbone:
         Returns:
             float16 [N,D].
         """
-        features = []
-        for first in range(0, len(frames_N3HW), self.batch):
-            chunk = torch.from_numpy(frames_N3HW[first : first + self.batch])
-            padded = nn.functional.pad(chunk, (0, 0, 0, 0, 0, 0, 0, self.batch - len(chunk)))
-            features.append(self._run(padded)[: len(chunk)].astype(np.float16))
-        return np.concatenate(features)
+        return self._run(frames_N3HW).astype(np.float16)
 
     @functools.cached_property
-    def _run(self) -> Callable[[torch.Tensor], np.ndarray]:
+    def _run(self) -> Callable[[np.ndarray], np.ndarray]:
         """The engine, started at the first frame: many users of a backbone need only its description."""
         return self._start()
 
@@ -204,15 +199,27 @@ def _resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
+def _batches(frames_N3HW: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Cuts into batches of one shape, the last filled up with zeros: engines are at their best on a shape that they
+    know, and a frame's features do not depend on how many others came with it."""
+    for first in range(0, len(frames_N3HW), size):
+        batch = frames_N3HW[first : first + size]
+        yield np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
+
+
 def _start_torch(network: nn.Module, device: torch.device, precision: str, shape: tuple[int, ...]) -> Callable:
     network = network.to(device, memory_format=torch.channels_last)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    size = 16 if device.type == "cpu" else 128
 
     @torch.inference_mode()
-    def run(frames: torch.Tensor) -> np.ndarray:
+    def run(frames_N3HW: np.ndarray) -> np.ndarray:
+        features = []
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
-            frames = frames.to(device).contiguous(memory_format=torch.channels_last)
-            return network(frames).half().cpu().numpy()
+            for batch in _batches(frames_N3HW, size):
+                frames = torch.from_numpy(batch).to(device).contiguous(memory_format=torch.channels_last)
+                features.append(network(frames).float())
+        return torch.cat(features)[: len(frames_N3HW)].cpu().numpy()
 
     return run
 
@@ -224,11 +231,25 @@ def _start_openvino(network: nn.Module, device: torch.device, precision: str, sh
         raise ConfigError("backbone.engine: openvino is not installed: pip install 'kinema[openvino]'")
     import openvino
 
-    example = torch.zeros(shape, dtype=torch.uint8)
-    with torch.no_grad():
-        traced = torch.jit.trace(network, example, check_trace=False)
-    graph = openvino.convert_model(traced, example_input=example)
-    graph.reshape(list(shape))
+    # Several small batches side by side, one a core: 147 frames/s against 113 for one batch of 16 over two AVX2 cores.
+    size = 4
+    example = torch.zeros((size, *shape), dtype=torch.uint8)
+    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        # torch.jit is deprecated, but OpenVINO converts it faster than what torch.export gives.
+        graph = openvino.convert_model(torch.jit.trace(network, example, check_trace=False), example_input=example)
+    graph.reshape(list(example.shape))
     hint = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision]
-    compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-    return lambda frames: compiled(frames.numpy())[0]
+    compiled = openvino.compile_model(
+        graph, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "THROUGHPUT"}
+    )
+    queue = openvino.AsyncInferQueue(compiled)
+
+    def run(frames_N3HW: np.ndarray) -> np.ndarray:
+        features: dict[int, np.ndarray] = {}
+        queue.set_callback(lambda request, number: features.update({number: request.get_output_tensor().data.copy()}))
+        for number, batch in enumerate(_batches(frames_N3HW, size)):
+            queue.start_async(batch, number)
+        queue.wait_all()
+        return np.concatenate([features[number] for number in sorted(features)])[: len(frames_N3HW)]
+
+    return run

@@ -56,6 +56,10 @@ def _run(argv: list[str]) -> None:
         verbs.add_parser(name, help=text, add_help=False)
     verb = top.parse_known_args(argv[:1])[0].verb
 
+    if verb in ("extract", "predict") and "--help" not in argv:
+        from pipeline.workers import warm_up
+
+        warm_up()
     from pipeline.config import Config
     from pipeline.settings import build, flatten, nearest
 

@@ -6,6 +6,7 @@ split makes the accuracy a measure of memory. No layout gets around `check_leaks
 
 import csv
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -139,12 +140,13 @@ def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
     Returns:
         bool [len(clips)], True for those held out.
     """
-    folds = min(round(1 / fraction), len({clip.group for clip in clips}))
-    if folds < 2:
-        raise KinemaError("all clips are of one group: nothing can be held out; give a group column, or more clips")
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     labels, groups = [clip.label for clip in clips], [clip.group for clip in clips]
-    _, held_out = next(splitter.split(labels, labels, groups))
+    folds = min(round(1 / fraction), len(set(groups)), max(Counter(labels).values()))
+    if folds < 2:
+        raise KinemaError(f"too few clips or groups to hold some out: {len(clips)} clips, {len(set(groups))} groups")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # Classes smaller than the number of folds.
+        _, held_out = next(splitter.split(labels, labels, groups))
     return np.isin(np.arange(len(clips)), held_out)
 
 

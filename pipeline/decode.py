@@ -1,8 +1,9 @@
 """Video file -> the frames that were asked for, or a named failure.
 
 PyAV reads the container's packet table, which says when each frame is shown; decord fetches the frames. decord is
-believed only where its own time table agrees with the container's: where they differ (MPEG-4 with B-frames in AVI,
-MPEG-TS) it was seen to return other frames than asked without an error. PyAV then decodes from the start.
+believed only in containers where it finds what it seeks, and only if its own time table agrees with the container's:
+elsewhere (WMV, MPEG-TS, AVI with B-frames or dropped frames) it was seen to return other frames than asked, silently.
+PyAV then decodes from the start.
 """
 
 from pathlib import Path
@@ -21,6 +22,9 @@ from pipeline.settings import settings
 
 decord.logging.set_level(decord.logging.QUIET)
 
+DECORD_SEEKS_RIGHT = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv")
+"""FFmpeg's names of the containers in which decord lands on the frame that it seeks."""
+
 CLOCK_ROUNDING = 5e-4
 """Seconds by which two clocks may differ on one frame; less than any frame lasts."""
 
@@ -30,13 +34,22 @@ class DecodeConfig:
     """How video files are read."""
 
     workers: NonNegativeInt = 0
-    """Decoding processes; 0 chooses by the number of cores and the device."""
+    """Decoding processes; 0 takes one a core."""
     deadline: PositiveFloat = 60.0
     """Seconds that one clip may take before its process is ended and the clip recorded as failed."""
 
 
 class DecodeError(Exception):
     """A clip that cannot be read; the message is the reason in a few words."""
+
+
+class Timeline(NamedTuple):
+    """When each frame of a file is shown: `times_N` float64, ascending seconds on the container's own clock; FFmpeg's
+    name of the container; and whether it has packets too small for a picture, which stand for dropped frames."""
+
+    times_N: np.ndarray
+    container: str
+    drops_frames: bool
 
 
 class DecodedClip(NamedTuple):
@@ -55,27 +68,24 @@ def decode_clip(path: Path, frames: int, start: float | None = None, end: float 
     Raises:
         DecodeError: the file has no readable video, no frame in the segment, or neither decoder gives the frames.
     """
-    times_N = presentation_times(path)
-    from_first_N = times_N - times_N[0]
+    timeline = read_timeline(path)
+    from_first_N = timeline.times_N - timeline.times_N[0]
     indices = plan_frames(from_first_N, frames, start, end)
     if not len(indices):
-        held = "only one frame" if len(times_N) == 1 else f"no frame between {start} s and {end} s"
+        held = "only one frame" if len(from_first_N) == 1 else f"no frame between {start} s and {end} s"
         raise DecodeError(held)
     pts = from_first_N[indices].astype(np.float32)
     reasons = []
     for decoder, read in (("decord", read_decord), ("pyav", read_pyav)):
         try:
-            return DecodedClip(read(path, times_N, indices), pts, indices, decoder)
+            return DecodedClip(read(path, timeline, indices), pts, indices, decoder)
         except DecodeError as error:
             reasons.append(f"{decoder}: {error}")
     raise DecodeError("; ".join(reasons))
 
 
-def presentation_times(path: Path) -> np.ndarray:
+def read_timeline(path: Path) -> Timeline:
     """Reads when each frame is shown from the container's packets, without decoding.
-
-    Returns:
-        float64 [N], seconds on the container's own clock, ascending.
 
     Raises:
         DecodeError: not a readable video.
@@ -87,29 +97,31 @@ def presentation_times(path: Path) -> np.ndarray:
             if not container.streams.video:
                 raise DecodeError("no video stream")
             stream = container.streams.video[0]
-            ticks = [
-                packet.dts if packet.pts is None else packet.pts
-                for packet in container.demux(stream)
-                if packet.size and not packet.is_discard
-            ]
-            ticks = [tick for tick in ticks if tick is not None]
-            if not ticks:
-                raise DecodeError("no frames")
-            return np.sort(np.array(ticks, np.float64)) * float(stream.time_base)
+            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            ticks = [packet.dts if packet.pts is None else packet.pts for packet in packets]
+            if not ticks or None in ticks:
+                raise DecodeError("no frames" if not ticks else "frames without times")
+            times_N = np.sort(np.array(ticks, np.float64)) * float(stream.time_base)
+            drops_frames = container.format.name == "avi" and min(packet.size for packet in packets) <= 8
+            return Timeline(times_N, container.format.name, drops_frames)
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(_first_line(error)) from None
 
 
-def read_decord(path: Path, times_N: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def read_decord(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray:
     """Fetches frames with decord, uint8 [T,H,W,3].
 
     Raises:
-        DecodeError: decord fails, or its time table is not the container's.
+        DecodeError: decord fails or cannot be believed.
     """
+    if timeline.container not in DECORD_SEEKS_RIGHT or timeline.drops_frames:
+        with_drops = " with dropped frames" if timeline.drops_frames else ""
+        raise DecodeError(f"not trusted to seek in {timeline.container}{with_drops}")
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         own_times_N = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
-        if len(own_times_N) != len(times_N) or not np.allclose(own_times_N, times_N, rtol=1e-6, atol=CLOCK_ROUNDING):
+        same_length = len(own_times_N) == len(timeline.times_N)
+        if not same_length or not np.allclose(own_times_N, timeline.times_N, rtol=1e-6, atol=CLOCK_ROUNDING):
             raise DecodeError("time table differs from the container's")
         frames = reader.get_batch(indices).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
@@ -119,7 +131,7 @@ def read_decord(path: Path, times_N: np.ndarray, indices: np.ndarray) -> np.ndar
     return frames
 
 
-def read_pyav(path: Path, times_N: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def read_pyav(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray:
     """Decodes from the start with PyAV up to the last wanted frame, uint8 [T,H,W,3].
 
     A wanted frame is the one on screen at its time. AVI stores no presentation times, so with B-frames FFmpeg can only
@@ -133,8 +145,8 @@ def read_pyav(path: Path, times_N: np.ndarray, indices: np.ndarray) -> np.ndarra
     try:
         with av.open(path) as container:
             stream = container.streams.video[0]
-            counted = container.format.name == "avi" and stream.codec_context.has_b_frames
-            wanted = list(indices if counted else times_N[indices])
+            counted = timeline.container == "avi" and stream.codec_context.has_b_frames
+            wanted = list(indices if counted else timeline.times_N[indices])
             shown = None
             for number, frame in enumerate(container.decode(stream)):
                 position = number if counted else frame.time

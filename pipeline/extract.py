@@ -60,9 +60,7 @@ def clip_features(
                 yield clip, Failure(f"features overflow in {backbone.engine}; use --backbone.precision fp32")
         waiting.clear()
 
-    # On a CPU the CNN needs most of the cores; on a GPU machine they are all for decoding.
-    workers = decode.workers or max(1, joblib.cpu_count() // (2 if backbone.device.type == "cpu" else 1))
-    for clip, outcome in run_isolated(load, clips, workers, decode.deadline):
+    for clip, outcome in run_isolated(load, clips, decode.workers or joblib.cpu_count(), decode.deadline):
         if isinstance(outcome, Failure):
             yield clip, outcome
             continue

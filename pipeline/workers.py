@@ -10,13 +10,18 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context
 from typing import Any
 
 # A fork server imports the heavy libraries once and clean; each worker is then a cheap fork of it, without the
 # threads, locks and GPU context of this process, which a decoder made after a plain fork trips over.
 context = get_context("forkserver")
 context.set_forkserver_preload(["pipeline.decode", "torchvision.transforms"])
+
+
+def warm_up() -> None:
+    """Starts the fork server in the background; its imports then run beside those of this process."""
+    forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode
             self.restart()
-            return job, Failure(f"decoder process killed by signal {-code}" if code < 0 else f"exit code {code}")
+            return job, Failure(f"killed by signal {-code}" if code < 0 else f"decoder exited with {code}")
 
     def restart(self) -> None:
         self.stop()

@@ -1,0 +1,58 @@
+# Every target makes the environment first if it is not there. Variables: CONFIG=, RUN=, VIDEO=, ARGS= (more arguments).
+PYTHON ?= python3
+CONFIG ?= configs/demo.yaml
+RUN ?= $(basename $(notdir $(CONFIG)))
+DEMO_GROUPS ?= 24
+BIN := .venv/bin
+BUNDLE = $(if $(findstring /,$(RUN)),$(RUN),data/runs/$(RUN))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-data extract train evaluate predict test lint bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.done ## Make the environment .venv from the locked versions
+.venv/.done: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Kinema needs Python 3.11 or later: make setup PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup demo-data ## Run the whole job on generated clips: extract, train, evaluate, predict
+	$(BIN)/kinema extract --config configs/demo.yaml
+	$(BIN)/kinema train --config configs/demo.yaml --run demo
+	$(BIN)/kinema evaluate data/runs/demo
+	$(BIN)/kinema predict data/runs/demo data/demo/videos/Grow/v_Grow_g01_c01.*
+	@echo "The run is in data/runs/demo: report.md to read, metrics.json for scripts."
+
+demo-data: data/demo/splits/classInd.txt ## Generate the demo clips
+data/demo/splits/classInd.txt: | setup
+	$(BIN)/python scripts/make_demo_data.py data/demo --groups $(DEMO_GROUPS)
+
+extract: setup ## Compute the features of CONFIG's clips that are not cached yet
+	$(BIN)/kinema extract --config $(CONFIG) $(ARGS)
+
+train: setup ## Train CONFIG's head on cached features into data/runs/RUN
+	$(BIN)/kinema train --config $(CONFIG) --run $(notdir $(RUN)) $(ARGS)
+
+evaluate: setup ## Measure RUN on its test split
+	$(BIN)/kinema evaluate $(BUNDLE) $(ARGS)
+
+predict: setup ## Name the action in VIDEO with RUN
+	$(BIN)/kinema predict $(BUNDLE) $(VIDEO) $(ARGS)
+
+test: setup ## Run the tests
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup demo-data ## Measure decoding, CNN and both together on this machine
+	$(BIN)/python scripts/bench.py $(ARGS)
+
+clean: ## Remove the demo and all caches; keeps your data, features and runs
+	rm -rf data/demo data/runs/demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find pipeline scripts tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,104 @@
+"""Videos with the frame number painted in, so that a test knows which frame it got; and one small trained run."""
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+BITS, CELL = 8, 24
+
+
+def paint(number: int, height: int = 96, width: int = BITS * CELL) -> np.ndarray:
+    """A picture with `number` in its top row as black and white squares, lowest bit first; uint8 [H,W,3]."""
+    picture = np.full((height, width, 3), 90, np.uint8)
+    picture[height // 2 :, :, 1] = np.linspace(0, 255, width).astype(np.uint8)
+    for bit in range(BITS):
+        picture[:CELL, bit * CELL : (bit + 1) * CELL] = 255 * ((number >> bit) & 1)
+    return picture
+
+
+def painted_number(frame: np.ndarray) -> int:
+    """Reads the number that `paint` wrote."""
+    return sum(int(frame[CELL // 2, bit * CELL + CELL // 2].mean() > 128) << bit for bit in range(BITS))
+
+
+def write_video(
+    path: Path,
+    codec: str,
+    frames: int = 40,
+    options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    ticks: list[int] | None = None,
+    rotation: int = 0,
+) -> Path:
+    """Encodes painted frames at 25 frames/s, or shown at the given `ticks` of 1/25 s."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.height, stream.width = paint(0).shape[:2]
+        stream.pix_fmt = pix_fmt
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
+            frame.pts, frame.time_base = (ticks[number] if ticks else number), Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def kinema(*arguments: object, check: bool = True, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    """Runs the command in a process of its own."""
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with videos/ and splits/: the generated set, 6 groups with a clip a class."""
+    folder = tmp_path_factory.mktemp("small")
+    script = REPOSITORY / "scripts" / "make_demo_data.py"
+    subprocess.run([sys.executable, script, folder, "--groups", "6", "--clips", "1"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings_of_small_set(small_set: Path) -> list[object]:
+    """Command-line settings for the small set with its store and runs beside it."""
+    return [
+        *("--data.root", small_set / "videos", "--data.lists", small_set / "splits", "--sampling.frames", 6),
+        *("--store", small_set / "features", "--runs", small_set / "runs", "--tracking", "off"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def extracted(small_set: Path, settings_of_small_set: list[object]) -> subprocess.CompletedProcess:
+    """The small set's features are in its store."""
+    return kinema("extract", *settings_of_small_set)
+
+
+@pytest.fixture(scope="session")
+def trained(small_set: Path, settings_of_small_set: list[object], extracted: object) -> Path:
+    """The bundle of a run on the small set, evaluated."""
+    kinema("train", *settings_of_small_set, "--run", "small", "--train.epochs", 12)
+    kinema("evaluate", small_set / "runs" / "small")
+    return small_set / "runs" / "small"
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """The folder of real clips."""
+    folder = os.environ.get("KINEMA_TEST_CLIPS")
+    if not folder:
+        pytest.skip("KINEMA_TEST_CLIPS names no folder of real clips")
+    return Path(folder)

@@ -1,0 +1,197 @@
+import csv
+from collections import Counter
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import Clip, DataConfig, check_leaks, group_of, hold_out, load_dataset
+from pipeline.errors import ConfigError, KinemaError
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def write_csv(path, *rows):
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    return path
+
+
+@pytest.fixture
+def ucf(tmp_path):
+    names = [f"{label}/v_{label}_g{group:02d}_c01.avi" for label in ("Run", "Sit") for group in range(1, 9)]
+    touch(tmp_path / "videos", *names)
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Run\n2 Sit\n")
+    train = [name for name in names if int(name.split("_g")[1][:2]) > 2]
+    (lists / "trainlist01.txt").write_text("".join(f"{name} {1 + name.startswith('Sit')}\r\n" for name in train))
+    (lists / "testlist01.txt").write_text("".join(f"{name}\n" for name in names if name not in train))
+    return DataConfig(root=tmp_path / "videos", lists=lists)
+
+
+def test_ucf101_lists(ucf):
+    dataset = load_dataset(ucf)
+    assert dataset.classes == ["Run", "Sit"] and dataset.split == 1
+    assert {clip.group for clip in dataset.of("test")} == {"g01", "g02"}
+    assert len(dataset.of("train")) + len(dataset.of("val")) == 12
+    assert {clip.label for clip in dataset.of("val")} == {"Run", "Sit"}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("trainlist01.txt", "Run/v_Run_g99_c01.avi 1", "trainlist01.txt:13: no such file"),
+        ("trainlist01.txt", "Fly/v_Fly_g03_c01.avi 1", "trainlist01.txt:13: class 'Fly' is not in classInd.txt"),
+        ("trainlist01.txt", "Run/v_Run_g03_c01.avi 2", "trainlist01.txt:13: class number 2, but 'Run' is 1"),
+        ("trainlist01.txt", "nonsense", "trainlist01.txt:13: expected 'Class/file'"),
+        ("trainlist01.txt", "Run/v_Run_g01_c01.avi 1", "listed more than once: Run/v_Run_g01_c01.avi"),
+        ("classInd.txt", "Jump", "classInd.txt:3: expected 'number class'"),
+    ],
+)
+def test_wrong_lines_are_named(ucf, file, line, message):
+    with (ucf.lists / file).open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(KinemaError, match=message) as caught:
+        load_dataset(ucf)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_group_in_two_splits_stops_the_run(ucf):
+    touch(ucf.root, "Run/v_Run_g01_c02.avi")
+    with (ucf.lists / "trainlist01.txt").open("a") as stream:
+        stream.write("Run/v_Run_g01_c02.avi 1\n")
+    with pytest.raises(KinemaError, match=r"stand in more than one split.*v_Run_g01_c0"):
+        load_dataset(ucf)
+
+
+def test_hmdb51_lists(tmp_path):
+    names = [f"Film_{n}_run_f_cm_np1_ba_med_{c}.avi" for n in range(6) for c in range(2)]
+    touch(tmp_path / "videos", *(f"run/{name}" for name in names))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    use = {"Film_0": 2, "Film_1": 0}
+    lines = [f"{name} {use.get(name[:6], 1)} \n" for name in names]
+    (lists / "run_test_split2.txt").write_text("".join(lines))
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=lists, split=2))
+    assert {clip.group for clip in dataset.of("test")} == {"run/Film_0"}
+    assert len(dataset.clips) == 10
+    assert group_of("Return_of_the_King_7_shoot_bow_u_nm_np10_ba_med_2", "shoot_bow") == (
+        "shoot_bow/Return_of_the_King_7"
+    )
+
+
+def test_official_lists_do_not_leak(real_clips, tmp_path):
+    """Every split of the official UCF101 and HMDB51 lists passes, over empty files of the right names."""
+    splits = real_clips.parent / "splits"
+    for split in (1, 2, 3):
+        for line in (splits / "ucf101" / f"trainlist{split:02d}.txt").read_text().split():
+            if "/" in line:
+                touch(tmp_path / "ucf101", line)
+        dataset = load_dataset_over(splits / "ucf101", tmp_path / "ucf101", split)
+        assert len(dataset.classes) == 101 and len(dataset.clips) == 13_320
+        assert all({clip.label for clip in dataset.of(part)} == set(dataset.classes) for part in ("val", "test"))
+    for file in (splits / "hmdb51").glob("*.txt"):
+        label = file.name.split("_test_split")[0]
+        touch(tmp_path / "hmdb51", *(f"{label}/{line.rsplit(maxsplit=1)[0]}" for line in file.open() if line.strip()))
+    for split in (1, 2, 3):
+        dataset = load_dataset_over(splits / "hmdb51", tmp_path / "hmdb51", split)
+        assert len(dataset.classes) == 51 and len(dataset.of("test")) == 1530
+
+
+def load_dataset_over(lists, root, split):
+    if lists.name == "ucf101":
+        for line in (lists / f"testlist{split:02d}.txt").read_text().split():
+            touch(root, line)
+    return load_dataset(DataConfig(root=root, lists=lists, split=split))
+
+
+def test_folder_a_class(tmp_path):
+    touch(tmp_path, *(f"{label}/sub/{n}.mp4" for label in "ab" for n in range(10)), "a/notes.txt")
+    dataset = load_dataset(DataConfig(root=tmp_path))
+    assert dataset.classes == ["a", "b"] and dataset.split == "by group, seed 0"
+    assert {split: len(dataset.of(split)) for split in ("train", "val", "test")} == {"train": 13, "val": 2, "test": 5}
+
+
+def test_folder_with_given_splits(tmp_path):
+    touch(tmp_path, *(f"{split}/a/{split}{n}.mp4" for split in ("train", "val", "test") for n in range(3)))
+    dataset = load_dataset(DataConfig(root=tmp_path))
+    assert dataset.split == "given" and [clip.id for clip in dataset.of("val")] == [
+        f"val/a/val{n}.mp4" for n in range(3)
+    ]
+
+
+def test_csv_with_segments_and_groups(tmp_path):
+    touch(tmp_path / "videos", "x.mp4", "y.mp4", "z.mp4")
+    rows = [("path", "label", "group", "split", "start", "end")]
+    rows += [("x.mp4", "a", "1", "train", "0", "2.5"), ("x.mp4", "b", "1", "train", "2.5", "")]
+    rows += [("y.mp4", "a", "2", "val", "", ""), ("z.mp4", "b", "3", "test", "", "")]
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "list.csv", *rows)))
+    assert [clip.id for clip in dataset.clips] == ["x.mp4@0-2.5", "x.mp4@2.5-", "y.mp4", "z.mp4"]
+    assert dataset.clips[1].start == 2.5 and dataset.clips[1].end is None
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("path,label", "x.mp4,", "list.csv:2: empty label"),
+        ("path,label", "x.mp4,a,b", "list.csv:2: expected 2 columns"),
+        ("path,class", "x.mp4,a", "list.csv:1: the header lacks label"),
+        ("path,label,split", "x.mp4,a,training", "list.csv:2: split 'training' is none of"),
+        ("path,label,start,end", "x.mp4,a,3,2", "list.csv:2: end 2 is not after start 3"),
+        ("path,label,start,end", "x.mp4,a,soon,2", "list.csv:2: start and end are seconds"),
+        ("path,label", "gone.mp4,a", "list.csv:2: no such file"),
+    ],
+)
+def test_wrong_csv_rows_are_named(tmp_path, header, row, message):
+    touch(tmp_path, "x.mp4")
+    (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
+    with pytest.raises(KinemaError, match=message):
+        load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "list.csv"))
+
+
+def test_kinetics_leaves_out_what_is_gone_and_says_so(tmp_path, capsys):
+    touch(tmp_path / "videos", *(f"id{n}_000010_000020.mp4" for n in range(6)), "whole.mp4")
+    rows = [("label", "youtube_id", "time_start", "time_end", "split")]
+    rows += [("run", f"id{n}", "10", "20", "train" if n < 4 else "validate") for n in range(6)]
+    rows += [("run", "whole", "5", "15", "train"), ("run", "gone", "0", "10", "train")]
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "k.csv", *rows)))
+    assert "1 rows have no file" in capsys.readouterr().out
+    assert len(dataset.of("test")) == 2 and len(dataset.clips) == 7
+    [whole] = [clip for clip in dataset.clips if clip.group == "whole"]
+    assert (whole.id, whole.start, whole.end) == ("whole.mp4@5-15", 5.0, 15.0)
+
+
+def test_missing_places_are_config_errors(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.root: no such folder"):
+        load_dataset(DataConfig(root=tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"data\.lists: no such file or folder"):
+        load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "nowhere"))
+    with pytest.raises(KinemaError, match="no clips found"):
+        load_dataset(DataConfig(root=tmp_path))
+
+
+groups_and_labels = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc")), min_size=8, max_size=120).filter(
+    lambda pairs: len({group for group, _ in pairs}) > 1
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(groups_and_labels, st.floats(0.05, 0.5), st.integers(0, 5))
+def test_holding_out_never_splits_a_group(pairs, fraction, seed):
+    clips = [
+        Clip(id=str(number), path=None, label=label, group=str(group)) for number, (group, label) in enumerate(pairs)
+    ]
+    assume(max(Counter(clip.label for clip in clips).values()) > 1)
+    held = hold_out(clips, fraction, seed)
+    assert held.sum() < len(clips)
+    assert (held == hold_out(clips, fraction, seed)).all()
+    marked = [
+        Clip(id=c.id, path=None, label=c.label, group=c.group, split="val" if h else "train")
+        for c, h in zip(clips, held, strict=True)
+    ]
+    check_leaks(marked)
