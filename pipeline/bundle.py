@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from pipeline.atomic import moved_into_place
 from pipeline.config import Config
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.head import HEADS
@@ -68,9 +69,8 @@ class Bundle:
         """Writes the heads and the history of their training."""
         (self.folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
         tensors = {f"{kind}.{name}": value for kind, head in heads.items() for name, value in head.state_dict().items()}
-        temporary = self.model_file.with_suffix(".tmp")
-        safetensors.torch.save_file(tensors, temporary, {"identity": identity})
-        os.replace(temporary, self.model_file)
+        with moved_into_place(self.model_file) as temporary:
+            safetensors.torch.save_file(tensors, temporary, {"identity": identity})
 
     def identity(self) -> str | None:
         """Returns the digest of what the heads were trained on; None if they are not trained yet."""

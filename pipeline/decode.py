@@ -97,13 +97,16 @@ def read_timeline(path: Path) -> Timeline:
             if not container.streams.video:
                 raise DecodeError("no video stream")
             stream = container.streams.video[0]
-            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            ticks = [packet.dts if packet.pts is None else packet.pts for packet in packets]
-            if not ticks or None in ticks:
-                raise DecodeError("no frames" if not ticks else "frames without times")
-            times_N = np.sort(np.array(ticks, np.float64)) * float(stream.time_base)
-            drops_frames = container.format.name == "avi" and min(packet.size for packet in packets) <= 8
-            return Timeline(times_N, container.format.name, drops_frames)
+            packets = [
+                (packet.dts if packet.pts is None else packet.pts, packet.size)
+                for packet in container.demux(stream)
+                if packet.size and not packet.is_discard
+            ]
+            if not packets or any(tick is None for tick, _ in packets):
+                raise DecodeError("frames without times" if packets else "no frames")
+            ticks_N = np.sort(np.array([tick for tick, _ in packets], np.float64))
+            drops_frames = container.format.name == "avi" and min(size for _, size in packets) <= 8
+            return Timeline(ticks_N * float(stream.time_base), container.format.name, drops_frames)
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(_first_line(error)) from None
 

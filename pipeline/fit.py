@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
+from pipeline.atomic import moved_into_place
 from pipeline.head import HEADS, HeadConfig
 from pipeline.settings import settings
 
@@ -182,15 +183,12 @@ def _save(
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, float]],
 ) -> None:
-    """Writes a checkpoint, whole or not at all."""
     tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    temporary = path.with_suffix(".tmp")
-    metadata = {"identity": identity, "history": json.dumps(history)}
-    safetensors.torch.save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    with moved_into_place(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, {"identity": identity, "history": json.dumps(history)})
 
 
 def _resume(

@@ -8,7 +8,6 @@ resuming, many writers and a kill at any moment safe.
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from pipeline.atomic import moved_into_place
 from pipeline.backbone import Backbone
 from pipeline.data import Clip
 from pipeline.errors import KinemaError
@@ -56,11 +56,11 @@ class FeatureStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self.backbone_file.exists():
-                with _moved_into_place(self.backbone_file) as temporary:
+                with moved_into_place(self.backbone_file) as temporary:
                     self.backbone.save(temporary)
             manifest = self.folder / "manifest.json"
             if not manifest.exists():
-                with _moved_into_place(manifest) as temporary:
+                with moved_into_place(manifest) as temporary:
                     temporary.write_text(json.dumps(self.setting, indent=2) + "\n")
         except OSError as error:
             raise KinemaError(f"{self.folder}: cannot write the feature store: {error.strerror}") from None
@@ -85,7 +85,7 @@ class FeatureStore:
         path = self._path(clip)
         try:
             path.parent.mkdir(exist_ok=True)
-            with _moved_into_place(path) as temporary:
+            with moved_into_place(path) as temporary:
                 temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
         except OSError as error:
             raise KinemaError(f"{path}: cannot write features: {error.strerror}; what is done is kept") from None
@@ -126,23 +126,6 @@ class FeatureStore:
     def _path(self, clip: Clip) -> Path:
         name = hashlib.sha256(clip.id.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
-
-
-class _moved_into_place:
-    """Context manager: gives a temporary path in the same folder, which becomes `path` if nothing went wrong."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, error: type | None, *_: object) -> None:
-        if error is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
 
 
 def _checksum(arrays: dict[str, np.ndarray]) -> str:

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.backbone import Backbone, BackboneConfig
+from pipeline.errors import ConfigError, KinemaError
+
+CPU = torch.device("cpu")
+
+
+def pictures(sizes=((240, 320), (320, 240), (96, 96), (480, 854))):
+    """Smooth random pictures of several sizes, uint8 [H,W,3] each."""
+    rng = np.random.default_rng(0)
+    coarse = [Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)) for _ in sizes]
+    return [np.asarray(picture.resize((w, h), Image.BICUBIC)) for picture, (h, w) in zip(coarse, sizes, strict=True)]
+
+
+def transformed(backbone, frames):
+    return np.stack([np.asarray(backbone.transform(Image.fromarray(frame))) for frame in frames]).transpose(0, 3, 1, 2)
+
+
+def reference_features(backbone, name, frames):
+    """The plain way: timm's model in fp32, timm's evaluation transform to a normalised tensor."""
+    model = timm.create_model(name, num_classes=0).eval()
+    model.load_state_dict({key: value.cpu() for key, value in backbone.state.items()})
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    with torch.inference_mode():
+        return model(torch.stack([transform(Image.fromarray(frame)) for frame in frames])).numpy()
+
+
+def cosines(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_features_are_those_of_timm(engine):
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    backbone = Backbone(BackboneConfig(engine=engine), CPU)
+    frames = pictures()
+    features = backbone(transformed(backbone, frames))
+    assert features.dtype == np.float16 and features.shape == (4, 1280)
+    assert cosines(features, reference_features(backbone, "tf_efficientnet_lite0", frames)).min() >= 0.999
+
+
+def test_features_do_not_depend_on_the_batch():
+    backbone = Backbone(BackboneConfig(), CPU)
+    frames = transformed(backbone, pictures() * 6)
+    assert np.array_equal(backbone(frames)[5:8], backbone(frames[5:8]))
+
+
+def test_the_weights_are_of_imagenet():
+    """Golden numbers: the embedded weights on a fixed picture, so that another file or order of tensors is noticed."""
+    backbone = Backbone(BackboneConfig(precision="fp32"), CPU)
+    features = backbone(transformed(backbone, pictures()[:1]))[0].astype(np.float32)
+    assert backbone.description["weights_sha256"].startswith("653246f58bc51a83")
+    strongest = np.argsort(-features)[:5]
+    assert strongest.tolist() == [1259, 71, 140, 897, 747]
+    np.testing.assert_allclose(features[strongest], [5.54, 5.26, 2.74, 2.64, 2.61], rtol=0.01)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_local_file_of_weights(tmp_path, suffix):
+    torch.manual_seed(0)
+    state = timm.create_model("mobilenetv3_small_050").state_dict()
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    backbone = Backbone(BackboneConfig(model="mobilenetv3_small_050", weights=path), CPU)
+    frames = pictures()
+    features = backbone(transformed(backbone, frames))
+    # The width is what comes out, 1024, not timm's num_features, 288.
+    assert features.shape == (4, 1024)
+    assert cosines(features, reference_features(backbone, "mobilenetv3_small_050", frames)).min() >= 0.999
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("mobilenetv3_small_050").state_dict(), path)
+    with pytest.raises(KinemaError, match="weights do not fit tf_efficientnet_lite0") as caught:
+        Backbone(BackboneConfig(weights=path), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_are_config_errors(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
+        Backbone(BackboneConfig(model="resnet5O"), CPU)
+    with pytest.raises(ConfigError, match="no such weight file"):
+        Backbone(BackboneConfig(weights=tmp_path / "none.pth"), CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_gpu_features_are_those_of_the_cpu(precision):
+    gpu = Backbone(BackboneConfig(precision=precision), torch.device("cuda"))
+    cpu = Backbone(BackboneConfig(engine="torch", precision="fp32"), CPU)
+    frames = transformed(cpu, pictures() * 40)
+    assert cosines(gpu(frames), cpu(frames)).min() >= 0.999

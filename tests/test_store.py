@@ -1,0 +1,138 @@
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.backbone import Backbone, BackboneConfig
+from pipeline.data import Clip
+from pipeline.errors import KinemaError
+from pipeline.sampling import SamplingConfig
+from pipeline.store import ClipFeatures, FeatureStore
+from pipeline.workers import Failure
+
+from conftest import write_video
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return Backbone(BackboneConfig(), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = write_video(tmp_path_factory.mktemp("clip") / "a.mp4", "libx264", frames=4)
+    return Clip(id="Run/a.mp4", path=path, label="Run", group="a")
+
+
+@pytest.fixture
+def store(tmp_path, backbone):
+    store = FeatureStore(tmp_path, backbone, SamplingConfig())
+    store.prepare()
+    return store
+
+
+def entry(frames=3, width=5, seed=0):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(frames, width)).astype(np.float16)
+    return ClipFeatures(features, np.arange(frames, dtype=np.float32), np.arange(frames), "decord")
+
+
+def only_file(store):
+    [path] = store.folder.glob("??/*.safetensors")
+    return path
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 64), st.integers(0, 2**32 - 1))
+def test_what_is_written_is_read(tmp_path_factory, backbone, clip, frames, width, seed):
+    store = FeatureStore(tmp_path_factory.mktemp("store"), backbone, SamplingConfig())
+    store.prepare()
+    written = entry(frames, width, seed)
+    store.write(clip, written)
+    read = store.read(clip)
+    assert all(np.array_equal(a, b) for a, b in zip(read, written, strict=True))
+    assert [array.dtype for array in read[:3]] == [np.float16, np.float32, np.int64]
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_damage_is_noticed(tmp_path_factory, backbone, clip, data):
+    store = FeatureStore(tmp_path_factory.mktemp("store"), backbone, SamplingConfig())
+    store.prepare()
+    store.write(clip, entry())
+    content = bytearray(only_file(store).read_bytes())
+    start = content.rindex(b"}") + 1  # Behind the header: the numbers themselves.
+    position = data.draw(st.integers(start, len(content) - 1))
+    while content[position] == 32:  # Padding of the header, no number.
+        position += 1
+    content[position] ^= data.draw(st.integers(1, 255))
+    only_file(store).write_bytes(content)
+    assert store.read(clip) is None
+    only_file(store).write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    assert store.read(clip) is None
+
+
+def test_a_changed_source_makes_the_entry_invalid(store, clip):
+    store.write(clip, entry())
+    assert store.read(clip) is not None
+    stat = clip.path.stat()
+    os.utime(clip.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert store.read(clip) is None
+    os.utime(clip.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert store.read(clip) is not None
+
+
+def test_every_setting_that_changes_the_numbers_changes_the_fingerprint(tmp_path, backbone, store):
+    others = [
+        FeatureStore(tmp_path, backbone, SamplingConfig(frames=17)),
+        FeatureStore(tmp_path, with_description(backbone, precision="fp32"), SamplingConfig()),
+        FeatureStore(tmp_path, with_description(backbone, weights_sha256="0"), SamplingConfig()),
+        FeatureStore(tmp_path, with_description(backbone, model="resnet18"), SamplingConfig()),
+        FeatureStore(tmp_path, with_description(backbone, transform={"crop_pct": 1}), SamplingConfig()),
+    ]
+    fingerprints = {other.fingerprint for other in [store, *others]}
+    assert len(fingerprints) == 6
+    assert FeatureStore(tmp_path, backbone, SamplingConfig()).fingerprint == store.fingerprint
+
+
+def with_description(backbone, **changes):
+    other = object.__new__(Backbone)
+    other.description = backbone.description | changes
+    return other
+
+
+def test_the_manifest_says_it_in_words(store):
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    assert manifest["backbone"]["model"] == "tf_efficientnet_lite0"
+    assert manifest["sampling"] == {"frames": 16}
+
+
+def test_the_ledger_keeps_the_last_reason(store, clip):
+    store.record_failure(clip, Failure("timeout 60 s"))
+    store.record_failure(clip, Failure("empty file"))
+    with store.ledger.open("a") as stream:
+        stream.write('{"clip": "half a li')
+    assert store.failures() == {clip.id: "empty file"}
+
+
+def test_a_failed_write_leaves_nothing_behind(store, clip, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(KinemaError, match="No space left on device"):
+        store.write(clip, entry())
+    assert not list(store.folder.glob("??/*"))
+    assert store.read(clip) is None
+
+
+def test_clips_of_one_file_have_entries_of_their_own(store, clip):
+    part = dataclasses.replace(clip, id=clip.id + "@0-1", start=0.0, end=1.0)
+    store.write(clip, entry(seed=1))
+    store.write(part, entry(seed=2))
+    assert not np.array_equal(store.read(clip).features, store.read(part).features)

@@ -1,0 +1,145 @@
+"""Extraction and training as a user runs them: in processes of their own, which can be killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+from pipeline.predict import Predictor
+
+from conftest import REPOSITORY, kinema
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+
+
+def kill_when(process, condition, patience=120):
+    """Kills the process and all its children at the first moment when `condition` holds."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, "ended or stuck before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def entries(store: Path):
+    """Every entry's numbers, bit by bit, and metadata, by file name."""
+    found = {}
+    for path in store.glob("*/??/*"):
+        with safetensors.safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name).tobytes() for name in ("features", "pts", "indices")}
+            found[path.name] = (arrays, file.metadata())
+    return found
+
+
+def count(store: Path):
+    return len(list(store.glob("*/??/*.safetensors")))
+
+
+def same_model(a: Path, b: Path):
+    one, other = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_extraction_counts_and_resumes(small_set, settings_of_small_set, extracted):
+    assert "48 done, 0 skipped, 0 failed" in extracted.stdout
+    again = kinema("extract", *settings_of_small_set)
+    assert "0 done, 48 skipped, 0 failed" in again.stdout
+
+
+def test_killed_extraction_goes_on_where_it_was(small_set, settings_of_small_set, extracted, tmp_path):
+    settings = [*settings_of_small_set, "--store", tmp_path / "store"]
+    kill_when(start("extract", *settings), lambda: count(tmp_path / "store") >= 5)
+    kept = count(tmp_path / "store")
+    resumed = kinema("extract", *settings)
+    assert f"{48 - kept} done, {kept} skipped, 0 failed" in resumed.stdout
+    assert entries(tmp_path / "store") == entries(small_set / "features")
+
+
+def test_training_is_deterministic_and_survives_a_kill(small_set, settings_of_small_set, trained, tmp_path):
+    settings = [*settings_of_small_set, "--train.epochs", 12, "--runs", tmp_path]
+    killed = tmp_path / "small"
+    checkpoint = killed / "checkpoint-bilstm.safetensors"
+    kill_when(start("train", *settings, "--run", "small"), checkpoint.exists)
+    assert not (killed / "model.safetensors").exists()
+    kinema("train", *settings, "--run", "small")
+    assert same_model(killed, trained)
+    histories = [json.loads((run / "history.json").read_text()) for run in (killed, trained)]
+    for kind in ("bilstm", "mean"):
+        one, other = ([record["loss"] for record in history[kind]] for history in histories)
+        assert one == other and len(one) > 1
+    kinema("train", *settings, "--run", "other", "--train.seed", 1)
+    assert not same_model(tmp_path / "other", trained)
+
+
+def test_a_run_is_never_overwritten(settings_of_small_set, trained):
+    before = (trained / "model.safetensors").read_bytes()
+    settings = [*settings_of_small_set, "--run", "small"]
+    same = kinema("train", *settings, "--train.epochs", 12)
+    assert "is trained already" in same.stdout
+    other = kinema("train", *settings, "--train.epochs", 13, check=False)
+    assert other.returncode == 2
+    assert "train.epochs: 12, now 13" in other.stderr and other.stderr.count("\n") == 1
+    assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_evaluation_tells_all_that_was_promised(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    about = {"split": 1, "n_clips": 16, "n_groups": 2, "n_missing": 0, "seed": 0}
+    for part in (metrics, metrics["baselines"]["mean"], metrics["baselines"]["majority"]):
+        assert about.items() <= part.items()
+        assert 0 <= part["top1"] <= part["top5"] <= 1
+        assert part["top1_ci95"][0] <= part["top1"] <= part["top1_ci95"][1]
+        assert {"mean_class", "macro_f1"} <= part.keys()
+    assert metrics["baselines"]["majority"]["top1"] == 0.125
+    assert len(metrics["per_class"]) == 8
+    report = (trained / "report.md").read_text()
+    assert "BiLSTM" in report and "mean of frames" in report and "majority class" in report
+    assert (trained / "confusion.png").stat().st_size > 10_000
+
+
+def test_prediction_gives_the_logits_of_evaluation(small_set, trained, tmp_path):
+    """From a copy of the bundle alone, elsewhere, with store and lists out of reach."""
+    with (trained / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for name in ("config.yaml", "classes.txt", "backbone.safetensors", "model.safetensors"):
+        (bundle / name).write_bytes((trained / name).read_bytes())
+    videos = {small_set / "videos" / row["clip"]: row for row in rows}
+    seen = 0
+    for path, logits in Predictor(bundle)(list(videos)):
+        np.testing.assert_allclose(logits.numpy(), json.loads(videos[path]["logits"]), atol=1e-3)
+        seen += 1
+    assert seen == len(rows) == 16
+
+
+def test_missing_features_stop_training(settings_of_small_set, small_set, tmp_path):
+    done = kinema("train", *settings_of_small_set, "--store", tmp_path, "--run", "none", check=False)
+    assert done.returncode == 1
+    assert "have no valid features" in done.stderr and "run kinema extract" in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_training_on_a_gpu_is_deterministic(settings_of_small_set, trained, tmp_path):
+    settings = [*settings_of_small_set, "--train.epochs", 6, "--runs", tmp_path, "--device", "cuda"]
+    kinema("extract", *settings)
+    for run in ("one", "two"):
+        kinema("train", *settings, "--run", run)
+    assert same_model(tmp_path / "one", tmp_path / "two")
