@@ -34,8 +34,11 @@ class TrainConfig:
     """Decides initial weights, order and dropout."""
     epochs: PositiveInt = 40
     """Passes over the training clips at most."""
-    patience: PositiveInt = 15
-    """Epochs without a lower validation loss after which training stops; the best epoch's weights are kept."""
+    patience: PositiveInt = 20
+    """Epochs without a lower validation loss after which training stops."""
+    refit: bool = True
+    """Train once more for as many epochs on training and validation clips together; else the weights of lowest
+    validation loss are kept."""
     batch_size: PositiveInt = 32
     """Clips a step."""
     learning_rate: PositiveFloat = 1e-3
@@ -61,6 +64,15 @@ class FeatureSet(NamedTuple):
     lengths_N: torch.Tensor
     labels_N: torch.Tensor
 
+    def join(self, other: "FeatureSet") -> "FeatureSet":
+        """Returns the clips of both."""
+        frames = max(part.features_NTD.shape[1] for part in (self, other))
+        padded = [
+            nn.functional.pad(part.features_NTD, (0, 0, 0, frames - part.features_NTD.shape[1]))
+            for part in (self, other)
+        ]
+        return FeatureSet(torch.cat(padded), *(torch.cat(parts) for parts in list(zip(self, other, strict=True))[1:]))
+
     def to(self, device: torch.device) -> "FeatureSet":
         """Moves the features to the device if they fit into half of its free memory, else leaves them here."""
         if device.type == "cuda" and self.features_NTD.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
@@ -72,7 +84,8 @@ def fit(
     head_config: HeadConfig,
     config: TrainConfig,
     train: FeatureSet,
-    val: FeatureSet,
+    val: FeatureSet | None,
+    epochs: int,
     classes: int,
     device: torch.device,
     checkpoint: Path,
@@ -85,7 +98,8 @@ def fit(
         head_config: which head.
         config: how it is trained.
         train: clips to learn from.
-        val: clips of other groups, which decide when to stop.
+        val: clips of other groups, which decide when to stop; None to train to the end.
+        epochs: passes over the training clips at most; the learning rate falls to nought over them.
         classes: number of classes.
         device: where to train.
         checkpoint: file written after each epoch and resumed from if its identity is the same.
@@ -93,15 +107,16 @@ def fit(
         log: called with the record of each epoch.
 
     Returns:
-        The head with the weights of the epoch of lowest validation loss, and the records of all epochs.
+        The head with the weights of lowest validation loss (without `val`: of the last epoch), and the records of all
+        epochs.
     """
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(config.seed)
     head = HEADS[head_config.kind](train.features_NTD.shape[2], classes, head_config).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    train, val = train.to(device), val.to(device)
+    train, val = train.to(device), val and val.to(device)
     steps_an_epoch = -(-len(train.labels_N) // config.batch_size)
-    total = config.epochs * steps_an_epoch
+    total = epochs * steps_an_epoch
     warmup = round(total * config.warmup)
     schedule = CosineLRScheduler(
         optimizer, total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False, warmup_lr_init=0
@@ -115,7 +130,7 @@ def fit(
     if checkpoint.exists():
         history, best = _resume(checkpoint, identity, head, optimizer) or (history, best)
 
-    for epoch in range(len(history), config.epochs):
+    for epoch in range(len(history), epochs):
         if _epochs_since_best(history) >= config.patience:
             break
         began = time.monotonic()
@@ -139,22 +154,21 @@ def fit(
             norms.append(nn.utils.clip_grad_norm_(head.parameters(), config.clip_grad))
             optimizer.step()
             losses.append(loss.detach())
-        logits_NC = predict_logits(head, val, device)
-        labels_N = val.labels_N.cpu()
         record = {
             "epoch": epoch + 1,
             "loss": torch.stack(losses).mean().item(),
-            "val_loss": nn.functional.cross_entropy(logits_NC, labels_N).item(),
-            "val_top1": (logits_NC.argmax(1) == labels_N).float().mean().item(),
             "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": torch.stack(norms).mean().item(),
-            "seconds": time.monotonic() - began,
         }
-        history.append(record)
+        if val:
+            logits_NC, labels_N = predict_logits(head, val, device), val.labels_N.cpu()
+            record["val_loss"] = nn.functional.cross_entropy(logits_NC, labels_N).item()
+            record["val_top1"] = (logits_NC.argmax(1) == labels_N).float().mean().item()
+        history.append(record | {"seconds": time.monotonic() - began})
         if _epochs_since_best(history) == 0:
             best = {name: value.clone() for name, value in head.state_dict().items()}
         _save(checkpoint, identity, head, best, optimizer, history)
-        log(record)
+        log(history[-1])
     head.load_state_dict(best)
     return head.eval(), history
 
@@ -171,7 +185,7 @@ def predict_logits(head: nn.Module, clips: FeatureSet, device: torch.device) -> 
 
 
 def _epochs_since_best(history: list[dict[str, float]]) -> int:
-    losses = [record["val_loss"] for record in history]
+    losses = [record["val_loss"] for record in history if "val_loss" in record]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 

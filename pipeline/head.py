@@ -19,7 +19,7 @@ class HeadConfig:
     """Units of the LSTM in each direction, and of the projection before it."""
     layers: PositiveInt = 1
     """Layers of the LSTM."""
-    segments: PositiveInt = 4
+    segments: PositiveInt = 8
     """Consecutive time averages that the linear path beside the LSTM sees."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of values dropped before and after the projection and after the LSTM."""

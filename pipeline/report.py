@@ -83,7 +83,10 @@ def draw_confusions(path: Path, matrix_CC: np.ndarray, classes: list[str]) -> No
 def draw_curves(path: Path, history: dict[str, Any]) -> None:
     """Draws loss and validation accuracy of each head over the epochs."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
-    for number, (kind, records) in enumerate(history.items()):
+    selected = {
+        kind: records for kind, records in history.items() if kind in NAMES
+    }  # Not the refits: they have no validation.
+    for number, (kind, records) in enumerate(selected.items()):
         epochs = [record["epoch"] for record in records]
         color = f"C{number}"
         left.plot(epochs, [record["loss"] for record in records], "--", color=color, label=f"{NAMES[kind]}, training")

@@ -8,7 +8,6 @@ import hashlib
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from pipeline.backbone import Backbone, resolve_device
 from pipeline.bundle import Bundle
@@ -62,32 +61,45 @@ def train(config: Config, run: str) -> None:
 
     bundle.begin(config, dataset.classes, store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
-    heads, history, checkpoints = {}, {}, []
-    for kind in dict.fromkeys((config.head.kind, "mean")):
-        checkpoints.append(bundle.folder / f"checkpoint-{kind}.safetensors")
-        with progress(f"train {kind}", config.train.epochs, "epochs") as bar:
+    heads: dict[str, nn.Module] = {}
+    history: dict[str, list[dict[str, float]]] = {}
 
-            def log(record: dict[str, float], kind: str = kind, bar: tqdm = bar) -> None:
-                bar.set_postfix_str(f"val loss {record['val_loss']:.3f}, top-1 {record['val_top1']:.3f}", refresh=False)
+    def fit_once(kind: str, name: str, data: FeatureSet, val: FeatureSet | None, epochs: int) -> None:
+        with progress(f"train {name}", epochs, "epochs") as bar:
+
+            def log(record: dict[str, float]) -> None:
+                shown = ("loss", "val_loss", "val_top1")
+                bar.set_postfix_str(", ".join(f"{key} {record[key]:.3f}" for key in shown if key in record), False)
                 bar.update(record["epoch"] - bar.n)
-                tracker.log({f"{kind}/{name}": value for name, value in record.items()})
+                tracker.log({f"{name}/{key}": value for key, value in record.items()})
 
-            heads[kind], history[kind] = fit(
+            heads[kind], history[name] = fit(
                 dataclasses.replace(config.head, kind=kind),
                 config.train,
-                splits["train"],
-                splits["val"],
+                data,
+                val,
+                epochs,
                 len(dataset.classes),
                 device,
-                checkpoints[-1],
+                bundle.folder / f"checkpoint-{name}.safetensors",
                 identity,
                 log,
             )
-        best = min(history[kind], key=lambda record: record["val_loss"])
-        print(f"{kind}: best epoch {best['epoch']} of {len(history[kind])}, validation top-1 {best['val_top1']:.3f}")
+
+    for kind in dict.fromkeys((config.head.kind, "mean")):
+        fit_once(kind, kind, splits["train"], splits["val"], config.train.epochs)
+        records = history[kind]
+        best = min(records, key=lambda record: record["val_loss"])
+        told = (
+            f"{kind}: {len(records)} epochs, lowest validation loss at {best['epoch']} (top-1 {best['val_top1']:.3f})"
+        )
+        if config.train.refit:
+            fit_once(kind, f"{kind}-refit", splits["train"].join(splits["val"]), None, len(records))
+            told += "; trained anew on all training clips"
+        print(told)
     bundle.finish(heads, history, identity)
-    for checkpoint in checkpoints:
-        checkpoint.unlink()
+    for name in history:
+        (bundle.folder / f"checkpoint-{name}.safetensors").unlink()
     tracker.finish()
     print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
 
