@@ -3,6 +3,7 @@ PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
 RUN ?= $(basename $(notdir $(CONFIG)))
 DEMO_GROUPS ?= 24
+DEMO_CLIPS ?= 3
 BIN := .venv/bin
 BUNDLE = $(if $(findstring /,$(RUN)),$(RUN),data/runs/$(RUN))
 
@@ -29,7 +30,7 @@ demo: setup demo-data ## Run the whole job on generated clips: extract, train, e
 
 demo-data: data/demo/splits/classInd.txt ## Generate the demo clips
 data/demo/splits/classInd.txt: | setup
-	$(BIN)/python scripts/make_demo_data.py data/demo --groups $(DEMO_GROUPS)
+	$(BIN)/python scripts/make_demo_data.py data/demo --groups $(DEMO_GROUPS) --clips $(DEMO_CLIPS)
 
 extract: setup ## Compute the features of CONFIG's clips that are not cached yet
 	$(BIN)/kinema extract --config $(CONFIG) $(ARGS)

@@ -78,8 +78,9 @@ def extract(config: Config) -> None:
         KinemaError: the data set or the store cannot be used, or no clip at all could be read.
     """
     began = time.monotonic()
+    device = resolve_device(config.device)
     clips = load_dataset(config.data).clips
-    backbone = Backbone(config.backbone, resolve_device(config.device))
+    backbone = Backbone(config.backbone, device)
     store = FeatureStore(config.store, backbone, config.sampling)
     store.prepare()
     todo = [clip for clip in clips if store.read(clip) is None]

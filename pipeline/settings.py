@@ -7,7 +7,7 @@ on the command line, which wins. Types are checked by pydantic; a name that nobo
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
 import pydantic.dataclasses
@@ -23,9 +23,10 @@ def settings(cls: type) -> type:
 
 
 class Setting(NamedTuple):
-    """One leaf of a settings class: its type, default and description."""
+    """One leaf of a settings class: its type, the same with its bounds, default and description."""
 
     type: Any
+    bounded: Any
     default: Any
     help: str
 
@@ -38,7 +39,8 @@ def flatten(cls: type) -> dict[str, Setting]:
             flat |= {f"{name}.{key}": setting for key, setting in flatten(field.annotation).items()}
         else:
             default = field.get_default(call_default_factory=True)
-            flat[name] = Setting(field.annotation, default, field.description or "")
+            bounded = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            flat[name] = Setting(field.annotation, bounded, default, field.description or "")
     return flat
 
 
@@ -55,17 +57,11 @@ def build(cls: type, file: Path | None, overrides: dict[str, str]) -> Any:
         if name not in known:
             raise ConfigError(f"{source}: unknown setting '{name}'{nearest(name, known)}")
         try:
-            pydantic.TypeAdapter(known[name].type).validate_python(value)
+            pydantic.TypeAdapter(known[name].bounded).validate_python(value)
         except pydantic.ValidationError as error:
             problem = error.errors()[0]["msg"].lower()
             raise ConfigError(f"{source}: {name}: {problem}, got {value!r}") from None
-    nested = unflatten({name: value for name, (value, _) in values.items()})
-    try:
-        return pydantic.TypeAdapter(cls).validate_python(nested)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    return pydantic.TypeAdapter(cls).validate_python(unflatten({name: value for name, (value, _) in values.items()}))
 
 
 def nearest(name: str, names: Any) -> str:

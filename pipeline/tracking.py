@@ -30,6 +30,8 @@ class Tracker:
         import wandb
         import yaml
 
+        # Pictures of offline tables wait here for the sync; by default that is somewhere in the home folder.
+        os.environ.setdefault("WANDB_DATA_DIR", str((folder / "wandb").resolve()))
         mode = config.tracking
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")

@@ -39,8 +39,8 @@ def train(config: Config, run: str) -> None:
                 f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
                 "give this one another name with --run, or delete that folder"
             )
-    dataset = load_dataset(config.data)
     device = resolve_device(config.device)
+    dataset = load_dataset(config.data)
     store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling)
     splits = {}
     digest = hashlib.sha256(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}".encode())

@@ -1,5 +1,7 @@
 """Videos with the frame number painted in, so that a test knows which frame it got; and one small trained run."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
+from pipeline.cli import main
 
 REPOSITORY = Path(__file__).parents[1]
 BITS, CELL = 8, 24
@@ -53,14 +57,13 @@ def write_video(
     return path
 
 
-def kinema(*arguments: object, check: bool = True, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
-    """Runs the command in a process of its own."""
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
+def kinema(*arguments: object, code: int = 0) -> tuple[str, str]:
+    """Runs the command in this process and returns what it wrote to stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        got = main([str(argument) for argument in arguments])
+    assert got == code, err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -82,13 +85,13 @@ def settings_of_small_set(small_set: Path) -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def extracted(small_set: Path, settings_of_small_set: list[object]) -> subprocess.CompletedProcess:
-    """The small set's features are in its store."""
-    return kinema("extract", *settings_of_small_set)
+def extracted(settings_of_small_set: list[object]) -> str:
+    """What the extraction of the small set's features into its store printed."""
+    return kinema("extract", *settings_of_small_set)[0]
 
 
 @pytest.fixture(scope="session")
-def trained(small_set: Path, settings_of_small_set: list[object], extracted: object) -> Path:
+def trained(small_set: Path, settings_of_small_set: list[object], extracted: str) -> Path:
     """The bundle of a run on the small set, evaluated."""
     kinema("train", *settings_of_small_set, "--run", "small", "--train.epochs", 12)
     kinema("evaluate", small_set / "runs" / "small")

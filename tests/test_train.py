@@ -57,17 +57,17 @@ def same_model(a: Path, b: Path):
 
 
 def test_extraction_counts_and_resumes(small_set, settings_of_small_set, extracted):
-    assert "48 done, 0 skipped, 0 failed" in extracted.stdout
-    again = kinema("extract", *settings_of_small_set)
-    assert "0 done, 48 skipped, 0 failed" in again.stdout
+    assert "48 done, 0 skipped, 0 failed" in extracted
+    again, _ = kinema("extract", *settings_of_small_set)
+    assert "0 done, 48 skipped, 0 failed" in again
 
 
 def test_killed_extraction_goes_on_where_it_was(small_set, settings_of_small_set, extracted, tmp_path):
     settings = [*settings_of_small_set, "--store", tmp_path / "store"]
     kill_when(start("extract", *settings), lambda: count(tmp_path / "store") >= 5)
     kept = count(tmp_path / "store")
-    resumed = kinema("extract", *settings)
-    assert f"{48 - kept} done, {kept} skipped, 0 failed" in resumed.stdout
+    resumed, _ = kinema("extract", *settings)
+    assert f"{48 - kept} done, {kept} skipped, 0 failed" in resumed
     assert entries(tmp_path / "store") == entries(small_set / "features")
 
 
@@ -90,11 +90,10 @@ def test_training_is_deterministic_and_survives_a_kill(small_set, settings_of_sm
 def test_a_run_is_never_overwritten(settings_of_small_set, trained):
     before = (trained / "model.safetensors").read_bytes()
     settings = [*settings_of_small_set, "--run", "small"]
-    same = kinema("train", *settings, "--train.epochs", 12)
-    assert "is trained already" in same.stdout
-    other = kinema("train", *settings, "--train.epochs", 13, check=False)
-    assert other.returncode == 2
-    assert "train.epochs: 12, now 13" in other.stderr and other.stderr.count("\n") == 1
+    same, _ = kinema("train", *settings, "--train.epochs", 12)
+    assert "is trained already" in same
+    _, error = kinema("train", *settings, "--train.epochs", 13, code=2)
+    assert "train.epochs: 12, now 13" in error and error.count("\n") == 1
     assert (trained / "model.safetensors").read_bytes() == before
 
 
@@ -130,9 +129,8 @@ def test_prediction_gives_the_logits_of_evaluation(small_set, trained, tmp_path)
 
 
 def test_missing_features_stop_training(settings_of_small_set, small_set, tmp_path):
-    done = kinema("train", *settings_of_small_set, "--store", tmp_path, "--run", "none", check=False)
-    assert done.returncode == 1
-    assert "have no valid features" in done.stderr and "run kinema extract" in done.stderr
+    _, error = kinema("train", *settings_of_small_set, "--store", tmp_path, "--run", "none", code=1)
+    assert "have no valid features" in error and "run kinema extract" in error and error.count("\n") == 1
 
 
 @pytest.mark.gpu
