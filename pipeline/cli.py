@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         _run([argument for argument in argv if argument != "--debug"])
-    except KinemaError as error:
+    except (KinemaError, OSError) as error:
         if debug:
             raise
         print(f"kinema: {error}", file=sys.stderr)
-        return error.exit_code
+        return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         print("kinema: interrupted; what is done is kept, the same command goes on from here", file=sys.stderr)
         return 130

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-import torch
 from PIL import Image
 
 from pipeline.backbone import Backbone, resolve_device
@@ -31,7 +30,6 @@ def decode_and_transform(clip: Clip, sampling: SamplingConfig, transform: Callab
     Raises:
         DecodeError: the clip cannot be read.
     """
-    torch.set_num_threads(1)
     decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end)
     images = [np.asarray(transform(Image.fromarray(frame))) for frame in decoded.frames]
     return decoded._replace(frames=np.stack(images).transpose(0, 3, 1, 2))

@@ -32,9 +32,9 @@ class TrainConfig:
 
     seed: NonNegativeInt = 0
     """Decides initial weights, order and dropout."""
-    epochs: PositiveInt = 40
+    epochs: PositiveInt = 60
     """Passes over the training clips at most."""
-    patience: PositiveInt = 20
+    patience: PositiveInt = 30
     """Epochs without a lower validation loss after which training stops."""
     refit: bool = True
     """Train once more for as many epochs on training and validation clips together; else the weights of lowest

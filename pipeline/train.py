@@ -5,6 +5,7 @@ kinema train --config configs/ucf101.yaml --run ucf101
 
 import dataclasses
 import hashlib
+import time
 
 import torch
 from torch import nn
@@ -39,6 +40,7 @@ def train(config: Config, run: str) -> None:
                 f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
                 "give this one another name with --run, or delete that folder"
             )
+    began = time.monotonic()
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling)
@@ -49,6 +51,7 @@ def train(config: Config, run: str) -> None:
         digest.update(f"{split} {[(clip.id, clip.label) for clip in clips]}".encode())
         digest.update(splits[split].features_NTD.numpy())
     identity = digest.hexdigest()
+    loading = time.monotonic() - began
     trained_on = bundle.identity()
     if trained_on == identity:
         print(f"{bundle.folder} is trained already with these settings and features")
@@ -98,6 +101,8 @@ def train(config: Config, run: str) -> None:
             told += "; trained anew on all training clips"
         print(told)
     bundle.finish(heads, history, identity)
+    spent = {name: sum(record["seconds"] for record in records) for name, records in history.items()}
+    tracker.summary({f"seconds/{name}": value for name, value in {"load features": loading, **spent}.items()})
     for name in history:
         (bundle.folder / f"checkpoint-{name}.safetensors").unlink()
     tracker.finish()

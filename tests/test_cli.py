@@ -62,7 +62,7 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path):
     (tmp_path / "c.yaml").write_text("head:\n  hidden: 7\ntrain:\n  learning_rate: 1e-4\ntracking: off\n")
     config = build(Config, tmp_path / "c.yaml", {"sampling.frames": "9", "head.layers": "2"})
     assert (config.head.hidden, config.head.layers, config.sampling.frames) == (7, 2, 9)
-    assert (config.train.learning_rate, config.tracking, config.train.epochs) == (1e-4, "off", 40)
+    assert (config.train.learning_rate, config.tracking, config.train.epochs) == (1e-4, "off", 60)
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     assert build(Config, tmp_path / "resolved.yaml", {}) == config
 

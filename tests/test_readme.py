@@ -1,0 +1,54 @@
+"""The README's commands do what it says, in a copy of the repository with a smaller demo."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+THIS_VERY_TEST = "make test"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(tmp_path):
+    if not (REPOSITORY / ".venv" / ".done").exists():
+        pytest.skip("the README's environment .venv is not there: make setup")
+    copy = tmp_path / "kinema"
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in tracked.split():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / name, copy / name)
+    (copy / ".venv").symlink_to(REPOSITORY / ".venv")
+
+    environment = {**os.environ, "DEMO_GROUPS": "5", "DEMO_CLIPS": "1", "WANDB_MODE": "offline"}
+    environment["PYTHONPATH"] = str(copy)
+    outputs = []
+    for block in BLOCKS:
+        if "folder.yaml" in block:  # The demo's clips play the part of the user's own, and of UCF101.
+            shutil.copytree(copy / "data/demo/videos", copy / "data/videos")
+            (copy / "data/ucf101").mkdir()
+            (copy / "data/ucf101/UCF-101").symlink_to(copy / "data/demo/videos")
+            (copy / "data/ucf101/ucfTrainTestlist").symlink_to(copy / "data/demo/splits")
+        block = block.replace(THIS_VERY_TEST, "")
+        done = subprocess.run(["bash", "-ec", block], cwd=copy, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        outputs.append(done.stdout)
+    assert "40 done, 0 skipped, 0 failed" in outputs[0] and "BiLSTM" in outputs[0]
+    assert json.loads(outputs[1])["top"][0]["probability"] > 0
+    for run in ("demo", "mine", "ucf101"):
+        assert json.loads((copy / "data/runs" / run / "metrics.json").read_text())["n_clips"] > 0
+
+    again = subprocess.run(["make", "demo"], cwd=copy, env=environment, capture_output=True, text=True, check=True)
+    assert "0 done, 40 skipped, 0 failed" in again.stdout and "is trained already" in again.stdout
+
+
+def test_every_file_of_the_package_is_in_the_readme():
+    readme = (REPOSITORY / "README.md").read_text() + (REPOSITORY / "pipeline" / "__init__.py").read_text()
+    stems = {Path(name).stem for name in os.listdir(REPOSITORY / "pipeline") if name.endswith(".py")} - {"__init__"}
+    assert not [stem for stem in stems if stem not in readme]
