@@ -8,12 +8,15 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import safetensors
 import timm
 import timm.data
 import torch
@@ -149,11 +152,10 @@ def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
         if checkpoint:
             return timm.create_model(name, num_classes=0, checkpoint_path=checkpoint).eval()
         if config.weights:
-            overlay = {"file": str(config.weights)}
-            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0).eval()
+            return _load_from_file(name, config.weights).eval()
         if name in WHEEL_WEIGHTS:
             return _load_from_wheel(name).eval()
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError, pickle.UnpicklingError) as error:
         raise KinemaError(f"{file or name}: weights do not fit {name}: {str(error).splitlines()[0]}") from None
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).eval()
@@ -163,6 +165,18 @@ def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
             f"backbone.model: cannot fetch the weights of '{name}' from the hub ({reason}); connect once, or name "
             "a local file with backbone.weights"
         ) from None
+
+
+def _load_from_file(name: str, file: Path) -> nn.Module:
+    """Loads any published form of the weights; only those of the classifier may be missing or left over."""
+    model = timm.create_model(name, num_classes=0)
+    state = timm.models.load_state_dict(str(file))
+    if adapt := getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None):
+        state = adapt(state, model)
+    missing = model.load_state_dict(state, strict=False).missing_keys
+    if missing:
+        raise ValueError(f"{len(missing)} tensors are not in the file, such as {missing[0]}")
+    return model
 
 
 def _load_from_wheel(name: str) -> nn.Module:

@@ -1,10 +1,12 @@
 """The run bundle: a folder that holds all that a prediction needs, and what is known of the run.
 
-`config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `backbone.safetensors` the CNN,
-`model.safetensors` the heads (the last to be written: with it a run is complete), `history.json` the epochs; after
-`evaluate` also `metrics.json`, `predictions.csv`, `report.md` and its pictures.
+`config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `trained_on.csv` the clips and
+groups that the heads learned from, `backbone.safetensors` the CNN, `model.safetensors` the heads (the last to be
+written: with it a run is complete), `history.json` the epochs; after `evaluate` also `metrics.json`,
+`predictions.csv`, `report.md` and its pictures.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ from torch import nn
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import Config
+from pipeline.data import Clip
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.head import HEADS
 from pipeline.settings import build, to_yaml
@@ -54,16 +57,36 @@ class Bundle:
         """The classes in the order of the logits."""
         return (self.folder / "classes.txt").read_text().splitlines()
 
-    def begin(self, config: Config, classes: list[str], backbone_file: Path) -> None:
-        """Writes all but the heads."""
+    def begin(self, config: Config, classes: list[str], clips: list[Clip], backbone_file: Path) -> None:
+        """Writes all but the heads; `clips` are those of training and validation."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(to_yaml(config))
+        with moved_into_place(self.config_file) as temporary:
+            temporary.write_text(to_yaml(config))
         (self.folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+        with (self.folder / "trained_on.csv").open("w", newline="") as stream:
+            csv.writer(stream).writerows([("clip", "group"), *((clip.id, clip.group) for clip in clips)])
         self.backbone_file.unlink(missing_ok=True)
         try:
             os.link(backbone_file, self.backbone_file)  # Costs no space on the same disk.
         except OSError:
             shutil.copyfile(backbone_file, self.backbone_file)
+
+    def require_unseen(self, classes: list[str], clips: list[Clip]) -> None:
+        """Checks that test clips are of the run's classes and of groups that it did not learn from.
+
+        Raises:
+            KinemaError: the data set or its split is not the one of the training.
+        """
+        if classes != self.classes:
+            raise KinemaError(f"{self.folder}: the data set has other classes now than in training; train a new run")
+        with (self.folder / "trained_on.csv").open(newline="") as stream:
+            known = {row["group"] for row in csv.DictReader(stream)}
+        seen = [clip.id for clip in clips if clip.group in known]
+        if seen:
+            raise KinemaError(
+                f"{self.folder}: {len(seen)} of {len(clips)} test clips are of groups that it was trained on, such as "
+                f"{seen[0]}: the data set or its split has changed since; train a new run"
+            )
 
     def finish(self, heads: dict[str, nn.Module], history: dict[str, Any], identity: str) -> None:
         """Writes the heads and the history of their training."""
@@ -91,8 +114,7 @@ class Bundle:
         for kind in dict.fromkeys((config.head.kind, "mean")):
             state = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{kind}.")}
             try:
-                segments = config.head.segments if kind == "bilstm" else 1
-                width = state["linear.weight"].shape[1] // segments
+                width = tensors["mean.linear.weight"].shape[1]
                 head = HEADS[kind](width, len(self.classes), config.head)
                 head.load_state_dict(state)
             except (KeyError, RuntimeError) as error:

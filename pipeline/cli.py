@@ -74,8 +74,16 @@ def _run(argv: list[str]) -> None:
     if verb == "predict":
         parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="video file")
         parser.add_argument("--json", action="store_true", help="print one JSON object a file")
-        parser.add_argument("--top", type=int, default=5, help="how many classes (default: 5)")
+        parser.add_argument(
+            "--top", type=int, choices=range(1, 1001), metavar="N", default=5, help="how many classes (default: 5)"
+        )
     known = flatten(Config)
+    if verb == "predict":  # The bundle settles the rest.
+        known = {
+            name: setting
+            for name, setting in known.items()
+            if name.startswith(("device", "decode", "backbone.e", "backbone.p"))
+        }
     groups: dict[str, Any] = {"": parser.add_argument_group("settings")}
     for name, setting in known.items():
         section = name.rpartition(".")[0]

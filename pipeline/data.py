@@ -121,17 +121,18 @@ def check_leaks(clips: list[Clip]) -> None:
         )
 
 
-def group_of(stem: str, label: str) -> str:
-    """Tells from a file's name what it was cut from.
+def group_of(name: str, label: str) -> str:
+    """Tells from a file's path, relative to the data root, what it was cut from.
 
     UCF101: `v_Archery_g07_c02` -> `g07`. HMDB51: `Fellowship_5_climb_f_cm_np1_ba_med_3` -> `climb/Fellowship_5`,
-    within the class because the official lists keep the films apart only there. Any other name is its own group.
+    within the class because the official lists keep the films apart only there. Any other file is its own group.
     """
+    stem = Path(name).stem
     if match := re.search(r"_(g\d+)_c\d+$", stem):
         return match[1]
     if match := re.fullmatch(rf"(.+)_{re.escape(label)}_[a-z]+_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+", stem):
         return f"{label}/{match[1]}"
-    return f"{label}/{stem}"
+    return name
 
 
 def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
@@ -217,7 +218,7 @@ def _read_ucf101(config: DataConfig) -> tuple[list[Clip], list[str]]:
             if number is not None and number != classes[label]:
                 raise KinemaError(f"{where}: class number {number}, but '{label}' is {classes[label]} in classInd.txt")
             path = _existing(config.root, name, where)
-            clips.append(Clip(id=name, path=path, label=label, group=group_of(path.stem, label), split=split))
+            clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, list(classes)
 
 
@@ -234,7 +235,7 @@ def _read_hmdb51(config: DataConfig) -> tuple[list[Clip], list[str]]:
                 name = f"{label}/{words[0]}"
                 path = _existing(config.root, name, where)
                 split = "train" if words[1] == "1" else "test"
-                clips.append(Clip(id=name, path=path, label=label, group=group_of(path.stem, label), split=split))
+                clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, []
 
 
@@ -243,13 +244,15 @@ def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
     root = config.root
     split_roots = {split: root / split for split in SPLITS if (root / split).is_dir()}
     given = {"train", "test"} <= split_roots.keys()
+    if not given and {path.name for path in root.iterdir() if path.is_dir()} <= {*SPLITS}:
+        raise KinemaError(f"{root}: has {' and '.join(split_roots)} but needs both train and test, or a folder a class")
     clips = []
     for split, base in split_roots.items() if given else [("", root)]:
         for path in sorted(base.rglob("*")):
             relative = path.relative_to(base)
             if path.suffix.lower() in VIDEO_SUFFIXES and len(relative.parts) > 1:
                 label, name = relative.parts[0], path.relative_to(root).as_posix()
-                clips.append(Clip(id=name, path=path, label=label, group=group_of(path.stem, label), split=split))
+                clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, []
 
 
@@ -277,7 +280,7 @@ def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[flo
     try:
         first, last = (float(row[key]) if row.get(key) else None for key in (start, end))
     except ValueError:
-        raise KinemaError(f"{where}: {start} and {end} are seconds, got {row[start]!r}, {row[end]!r}") from None
+        raise KinemaError(f"{where}: {start} and {end} are seconds, got {row.get(start)!r}, {row.get(end)!r}") from None
     if last is not None and last <= (first or 0):
         raise KinemaError(f"{where}: {end} {last:g} is not after {start} {first or 0:g}")
     return first, last
@@ -289,12 +292,13 @@ def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
     for where, row in _rows(config, ("path", "label")):
         path = _existing(config.root, row["path"], where)
         start, end = _segment(row, where, "start", "end")
-        part = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else f'{end:g}'}"
+        part = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
         split = row.get("split") or ""
         if split not in ("", *SPLITS):
             raise KinemaError(f"{where}: split '{split}' is none of {', '.join(SPLITS)}")
-        group = row.get("group") or group_of(path.stem, row["label"])
-        clip_id = Path(row["path"]).as_posix() + part
+        name = Path(row["path"]).as_posix()
+        group = row.get("group") or group_of(name, row["label"])
+        clip_id = name + part
         clips.append(Clip(id=clip_id, path=path, label=row["label"], group=group, split=split, start=start, end=end))
     if any(clip.split for clip in clips) and not all(clip.split for clip in clips):
         raise KinemaError(
@@ -325,7 +329,7 @@ def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
         name = path.relative_to(config.root).as_posix()
         clips.append(
             Clip(
-                id=name if trimmed else f"{name}@{start:g}-{end:g}",
+                id=name if trimmed else f"{name}@{start}-{end}",
                 path=path,
                 label=row["label"],
                 group=row["youtube_id"],

@@ -93,7 +93,7 @@ def read_timeline(path: Path) -> Timeline:
     if path.is_file() and path.stat().st_size == 0:
         raise DecodeError("empty file")
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DecodeError("no video stream")
             stream = container.streams.video[0]
@@ -146,7 +146,7 @@ def read_pyav(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray
     """
     frames: list[np.ndarray] = []
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             counted = timeline.container == "avi" and stream.codec_context.has_b_frames
             wanted = list(indices if counted else timeline.times_N[indices])

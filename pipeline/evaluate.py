@@ -44,6 +44,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     config = bundle.config(overrides)
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
+    bundle.require_unseen(dataset.classes, dataset.of("test"))
     backbone = Backbone(config.backbone, device, bundle.backbone_file)
     clips, test = load_features(FeatureStore(config.store, backbone, config.sampling), dataset, "test")
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]

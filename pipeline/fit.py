@@ -58,7 +58,7 @@ class TrainConfig:
 
 
 class FeatureSet(NamedTuple):
-    """A split in memory: `features_NTD` float16, padded with zeros; `lengths_N` int64, on the CPU; `labels_N` int64."""
+    """A split in memory: `features_NTD` float16, padded with zeros; `lengths_N` and `labels_N` int64."""
 
     features_NTD: torch.Tensor
     lengths_N: torch.Tensor
@@ -77,7 +77,7 @@ class FeatureSet(NamedTuple):
         """Moves the features to the device if they fit into half of its free memory, else leaves them here."""
         if device.type == "cuda" and self.features_NTD.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
             return self
-        return self._replace(features_NTD=self.features_NTD.to(device), labels_N=self.labels_N.to(device))
+        return self._replace(features_NTD=self.features_NTD.to(device))
 
 
 def fit(
@@ -111,6 +111,8 @@ def fit(
         epochs.
     """
     torch.backends.cudnn.deterministic = True
+    # TF32 and not bf16 autocast: that would run cuDNN's LSTM in fp16, whose small gradients vanish.
+    torch.set_float32_matmul_precision("high")
     torch.manual_seed(config.seed)
     head = HEADS[head_config.kind](train.features_NTD.shape[2], classes, head_config).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
@@ -122,8 +124,7 @@ def fit(
         optimizer, total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False, warmup_lr_init=0
     )
     counts_C = torch.bincount(train.labels_N, minlength=classes).clamp(min=1)
-    weights_C = len(train.labels_N) / (classes * counts_C) if config.class_weights else None
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    weights_C = (len(train.labels_N) / (classes * counts_C)).to(device) if config.class_weights else None
 
     history: list[dict[str, float]] = []
     best = {name: value.clone() for name, value in head.state_dict().items()}
@@ -136,19 +137,17 @@ def fit(
         began = time.monotonic()
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         if config.balanced_sampling:
-            order = torch.multinomial(1.0 / counts_C[train.labels_N].float().cpu(), len(train.labels_N), True)
+            order = torch.multinomial(1.0 / counts_C[train.labels_N], len(train.labels_N), True)
         else:
             order = torch.randperm(len(train.labels_N))
         head.train()
         losses, norms = [], []
         for step, batch in enumerate(order.split(config.batch_size), epoch * steps_an_epoch):
             schedule.step_update(step)
-            features_NTD, labels_N = (part[batch.to(part.device)].to(device) for part in (train[0], train[2]))
-            with autocast:
-                logits_NC = head(features_NTD.float(), train.lengths_N[batch])
-            loss = nn.functional.cross_entropy(
-                logits_NC.float(), labels_N, weights_C, label_smoothing=config.label_smoothing
-            )
+            features_NTD = train.features_NTD[batch.to(train.features_NTD.device)].to(device).float()
+            labels_N = train.labels_N[batch].to(device)
+            logits_NC = head(features_NTD, train.lengths_N[batch])
+            loss = nn.functional.cross_entropy(logits_NC, labels_N, weights_C, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             norms.append(nn.utils.clip_grad_norm_(head.parameters(), config.clip_grad))
@@ -161,7 +160,7 @@ def fit(
             "grad_norm": torch.stack(norms).mean().item(),
         }
         if val:
-            logits_NC, labels_N = predict_logits(head, val, device), val.labels_N.cpu()
+            logits_NC, labels_N = predict_logits(head, val, device), val.labels_N
             record["val_loss"] = nn.functional.cross_entropy(logits_NC, labels_N).item()
             record["val_top1"] = (logits_NC.argmax(1) == labels_N).float().mean().item()
         history.append(record | {"seconds": time.monotonic() - began})

@@ -14,13 +14,13 @@ class HeadConfig:
     """The classifier."""
 
     kind: Literal["bilstm", "mean"] = "bilstm"
-    """bilstm: LSTM and time-segment path; mean: a linear layer on the average frame, the baseline to beat."""
+    """bilstm: an LSTM beside a linear layer on a temporal pyramid; mean: a linear layer on the average frame."""
     hidden: PositiveInt = 128
     """Units of the LSTM in each direction, and of the projection before it."""
     layers: PositiveInt = 1
     """Layers of the LSTM."""
-    segments: PositiveInt = 8
-    """Consecutive time averages that the linear path beside the LSTM sees."""
+    levels: PositiveInt = 4
+    """Levels of the temporal pyramid beside the LSTM: the averages of the whole, of halves, quarters, eighths, ..."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of values dropped before and after the projection and after the LSTM."""
 
@@ -39,17 +39,21 @@ class MeanHead(nn.Module):
 
 
 class BiLSTMHead(nn.Module):
-    """A bidirectional LSTM beside a linear path on a few consecutive time averages; their logits add up.
+    """A bidirectional LSTM beside a linear layer on a temporal pyramid; their logits add up.
 
     On frozen features an LSTM alone loses to frame averaging wherever both were measured on honest splits
-    (bknyaz/videos). The linear path holds that average, and the LSTM starts at zero and adds what it learns of order.
+    (bknyaz/videos). The pyramid (as in Pirsiavash and Ramanan, CVPR 2012) begins with that average and adds those of
+    halves, quarters and eighths; the LSTM starts at zero and adds what it learns of order. Its logits are scaled down
+    (as LayerScale does, arXiv:2103.17239), so that it corrects the linear path and does not overfit in its place.
     """
+
+    LSTM_SCALE = 0.1
 
     def __init__(self, width: int, classes: int, config: HeadConfig):
         super().__init__()
-        self.segments = config.segments
+        self.parts = [2**level for level in range(config.levels)]
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.linear = nn.Linear(config.segments * width, classes)
+        self.linear = nn.Linear(sum(self.parts) * width, classes)
         dropout = nn.Dropout(config.dropout)
         self.project = nn.Sequential(dropout, nn.Linear(width, config.hidden), nn.GELU(), dropout)
         between = config.dropout if config.layers > 1 else 0.0
@@ -58,6 +62,7 @@ class BiLSTMHead(nn.Module):
         )
         self.classify = nn.Sequential(dropout, nn.Linear(2 * config.hidden, classes))
         nn.init.zeros_(self.classify[1].weight)
+        nn.init.zeros_(self.linear.weight)
 
     def forward(self, features_NTD: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Returns logits [N,C]; frames from `lengths_N` on are padding."""
@@ -67,8 +72,10 @@ class BiLSTMHead(nn.Module):
         )
         states_NTH, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         pooled_NH = segment_means(states_NTH, lengths_N, 1).flatten(1)
-        averages_NSD = segment_means(normed_NTD, lengths_N, self.segments)
-        return self.linear(averages_NSD.flatten(1)) + self.classify(pooled_NH)
+        pyramid_NSD = torch.cat([segment_means(normed_NTD, lengths_N, parts) for parts in self.parts], 1)
+        # Without the root, more levels would mean larger steps of the logits at the same learning rate.
+        linear_NC = self.linear(pyramid_NSD.flatten(1) / sum(self.parts) ** 0.5)
+        return linear_NC + self.LSTM_SCALE * self.classify(pooled_NH)
 
 
 HEADS = {"bilstm": BiLSTMHead, "mean": MeanHead}

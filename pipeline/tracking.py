@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipeline.config import Config
@@ -33,9 +34,9 @@ class Tracker:
         # Pictures of offline tables wait here for the sync; by default that is somewhere in the home folder.
         os.environ.setdefault("WANDB_DATA_DIR", str((folder / "wandb").resolve()))
         mode = config.tracking
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
         try:
+            if mode == "auto":
+                mode = os.environ.get("WANDB_MODE") or ("online" if _has_account(wandb) else "offline")
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "kinema"),
                 name=f"{folder.name}-{job}",
@@ -71,3 +72,11 @@ class Tracker:
             if offline
             else f"W&B: {url}"
         )
+
+
+def _has_account(wandb: ModuleType) -> bool:
+    """Whether this machine has an account and reaches it."""
+    try:
+        return wandb.login(prompt=False)
+    except wandb.Error:
+        return False

@@ -44,10 +44,12 @@ def train(config: Config, run: str) -> None:
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling)
-    splits = {}
+    splits: dict[str, FeatureSet] = {}
+    learned_from: list[Clip] = []
     digest = hashlib.sha256(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}".encode())
     for split in ("train", "val"):
         clips, splits[split] = load_features(store, dataset, split)
+        learned_from += clips
         digest.update(f"{split} {[(clip.id, clip.label) for clip in clips]}".encode())
         digest.update(splits[split].features_NTD.numpy())
     identity = digest.hexdigest()
@@ -62,7 +64,7 @@ def train(config: Config, run: str) -> None:
             "give this run another name with --run, or delete that folder"
         )
 
-    bundle.begin(config, dataset.classes, store.backbone_file)
+    bundle.begin(config, dataset.classes, learned_from, store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
     heads: dict[str, nn.Module] = {}
     history: dict[str, list[dict[str, float]]] = {}

@@ -5,6 +5,7 @@ process is watched from outside: one that overruns its deadline or dies is repla
 """
 
 import faulthandler
+import itertools
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ from typing import Any
 # A fork server imports the heavy libraries once and clean; each worker is then a cheap fork of it, without the
 # threads, locks and GPU context of this process, which a decoder made after a plain fork trips over.
 context = get_context("forkserver")
-context.set_forkserver_preload(["pipeline.decode", "torchvision.transforms"])
+context.set_forkserver_preload(["pipeline.extract"])
 
 
 def warm_up() -> None:
@@ -48,9 +49,12 @@ def run_isolated(
         (job, result or `Failure`), in order of completion.
     """
     jobs = iter(jobs)
-    crew = [_Worker(function, deadline) for _ in range(workers)]
+    crew: list[_Worker] = []
     try:
-        busy = [worker for worker in crew if worker.take_next(jobs)]
+        for job in itertools.islice(jobs, workers):
+            crew.append(_Worker(function, deadline))
+            crew[-1].take(job)
+        busy = list(crew)
         while busy:
             patience = min(worker.seconds_left() for worker in busy)
             ready = connection.wait([worker.pipe for worker in busy], timeout=max(patience, 0))
@@ -62,7 +66,9 @@ def run_isolated(
                     worker.restart()
                 else:
                     continue
-                if not worker.take_next(jobs):
+                try:
+                    worker.take(next(jobs))
+                except StopIteration:
                     busy.remove(worker)
                 yield job, outcome
     finally:
@@ -83,19 +89,14 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def take_next(self, jobs: Iterator) -> bool:
-        """Hands over the next job; False when there is none."""
+    def take(self, job: Any) -> None:
+        self.job = job
         try:
-            self.job = next(jobs)
-        except StopIteration:
-            return False
-        try:
-            self.pipe.send(self.job)
+            self.pipe.send(job)
         except BrokenPipeError:  # It died after its last result.
             self.restart()
-            self.pipe.send(self.job)
+            self.pipe.send(job)
         self.started = time.monotonic()
-        return True
 
     def seconds_left(self) -> float:
         return self.started + self.deadline - time.monotonic()
@@ -104,7 +105,7 @@ class _Worker:
         job = self.job
         try:
             return job, self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # Dead before or amid its answer.
             self.process.join()
             code = self.process.exitcode
             self.restart()

@@ -26,6 +26,8 @@ def main() -> None:
     kinema = [sys.executable, "-m", "pipeline.cli"]
     measured = []
     for split in args.splits:
+        extract = [*kinema, "extract", "--config", str(args.config), "--data.split", str(split)]
+        subprocess.run(extract, check=True)  # HMDB51's splits leave out different clips.
         for seed in args.seeds:
             run = f"{args.config.stem}-s{split}-r{seed}"
             chosen = ["--data.split", str(split), "--train.seed", str(seed), "--runs", str(args.runs), *settings]

@@ -85,6 +85,17 @@ def test_weights_of_another_model_are_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_with_other_names_or_no_weights_is_refused(tmp_path):
+    """timm itself would load what fits, here nothing, and go on with random weights."""
+    state = {f"encoder.{key}": value for key, value in timm.create_model("mobilenetv3_small_050").state_dict().items()}
+    save_file(state, tmp_path / "renamed.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "empty.pth").touch()
+    for name in ("renamed.safetensors", "damaged.safetensors", "empty.pth"):
+        with pytest.raises(KinemaError, match=f"{name}: weights do not fit mobilenetv3_small_050"):
+            Backbone(BackboneConfig(model="mobilenetv3_small_050", weights=tmp_path / name), CPU)
+
+
 def test_unknown_names_are_config_errors(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
         Backbone(BackboneConfig(model="resnet5O"), CPU)

@@ -21,7 +21,8 @@ def test_help_is_readable(verb, capsys):
         main([verb, "--help"])
     text = capsys.readouterr().out
     assert f"usage: kinema {verb}" in text
-    assert "--head.hidden" in text and "Units of the LSTM" in text and "(default: 128)" in text
+    assert "--decode.deadline FLOAT" in text and "Seconds that one clip may take" in text and "(default: 60.0)" in text
+    assert ("--head.hidden" in text) == (verb != "predict")
 
 
 def test_wrong_arguments(tmp_path):

@@ -80,7 +80,7 @@ def test_hmdb51_lists(tmp_path):
     dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=lists, split=2))
     assert {clip.group for clip in dataset.of("test")} == {"run/Film_0"}
     assert len(dataset.clips) == 10
-    assert group_of("Return_of_the_King_7_shoot_bow_u_nm_np10_ba_med_2", "shoot_bow") == (
+    assert group_of("shoot_bow/Return_of_the_King_7_shoot_bow_u_nm_np10_ba_med_2.avi", "shoot_bow") == (
         "shoot_bow/Return_of_the_King_7"
     )
 
@@ -125,13 +125,29 @@ def test_folder_with_given_splits(tmp_path):
     ]
 
 
+def test_train_and_val_folders_alone_are_refused(tmp_path):
+    touch(tmp_path, "train/a/1.mp4", "val/a/2.mp4")
+    with pytest.raises(KinemaError, match="needs both train and test"):
+        load_dataset(DataConfig(root=tmp_path))
+
+
+def test_parts_of_one_file_are_one_group(tmp_path):
+    names = [f"{number}.mp4" for number in range(12)]
+    touch(tmp_path / "videos", *names)
+    rows = [("path", "label", "start", "end")]
+    rows += [(name, label, start, start + 1) for name in names for start, label in enumerate("ab")]
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "list.csv", *rows)))
+    files = {split: {clip.path for clip in dataset.of(split)} for split in ("train", "val", "test")}
+    assert all(files.values()) and sum(map(len, files.values())) == len(names)
+
+
 def test_csv_with_segments_and_groups(tmp_path):
     touch(tmp_path / "videos", "x.mp4", "y.mp4", "z.mp4")
     rows = [("path", "label", "group", "split", "start", "end")]
     rows += [("x.mp4", "a", "1", "train", "0", "2.5"), ("x.mp4", "b", "1", "train", "2.5", "")]
     rows += [("y.mp4", "a", "2", "val", "", ""), ("z.mp4", "b", "3", "test", "", "")]
     dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "list.csv", *rows)))
-    assert [clip.id for clip in dataset.clips] == ["x.mp4@0-2.5", "x.mp4@2.5-", "y.mp4", "z.mp4"]
+    assert [clip.id for clip in dataset.clips] == ["x.mp4@0.0-2.5", "x.mp4@2.5-", "y.mp4", "z.mp4"]
     assert dataset.clips[1].start == 2.5 and dataset.clips[1].end is None
 
 
@@ -163,7 +179,7 @@ def test_kinetics_leaves_out_what_is_gone_and_says_so(tmp_path, capsys):
     assert "1 rows have no file" in capsys.readouterr().out
     assert len(dataset.of("test")) == 2 and len(dataset.clips) == 7
     [whole] = [clip for clip in dataset.clips if clip.group == "whole"]
-    assert (whole.id, whole.start, whole.end) == ("whole.mp4@5-15", 5.0, 15.0)
+    assert (whole.id, whole.start, whole.end) == ("whole.mp4@5.0-15.0", 5.0, 15.0)
 
 
 def test_missing_places_are_config_errors(tmp_path):

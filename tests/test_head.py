@@ -34,7 +34,7 @@ def test_the_mean_is_blind_to_order_and_the_lstm_is_not():
     clip, length = torch.randn(1, 8, WIDTH), torch.tensor([8])
     backwards = clip.flip(1)
     torch.testing.assert_close(make("mean")(clip, length), make("mean")(backwards, length))
-    assert (make("bilstm")(clip, length) - make("bilstm")(backwards, length)).abs().max() > 0.01
+    assert (make("bilstm")(clip, length) - make("bilstm")(backwards, length)).abs().max() > 0.1
 
 
 def test_segment_means():

@@ -40,7 +40,7 @@ def kill_when(process, condition, patience=120):
 def entries(store: Path):
     """Every entry's numbers, bit by bit, and metadata, by file name."""
     found = {}
-    for path in store.glob("*/??/*"):
+    for path in store.glob("*/??/*.safetensors"):
         with safetensors.safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name).tobytes() for name in ("features", "pts", "indices")}
             found[path.name] = (arrays, file.metadata())
@@ -95,6 +95,11 @@ def test_a_run_is_never_overwritten(settings_of_small_set, trained):
     _, error = kinema("train", *settings, "--train.epochs", 13, code=2)
     assert "train.epochs: 12, now 13" in error and error.count("\n") == 1
     assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_evaluation_refuses_clips_of_groups_trained_on(trained):
+    _, error = kinema("evaluate", trained, "--data.split", 2, code=1)
+    assert "16 of 16 test clips are of groups that it was trained on" in error and error.count("\n") == 1
 
 
 def test_evaluation_tells_all_that_was_promised(trained):
