@@ -3,5 +3,6 @@
 The data flows one way, a file importing only from those before it:
 `data` -> `sampling` -> `decode` -> `workers` -> `backbone` -> `store` -> `extract`, then
 `head` -> `bundle` -> `tracking` -> `train` -> `metrics` -> `report` -> `evaluate` and `predict`.
-`settings` and `errors` stand below all of them; `config` composes the settings; `cli` is the way in.
+`settings`, `errors`, `atomic` (files whole or not at all) and `progress` stand below all of them; `config` composes the
+settings; `cli` is the way in.
 """

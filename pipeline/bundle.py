@@ -21,7 +21,7 @@ from torch import nn
 from pipeline.atomic import moved_into_place
 from pipeline.config import Config
 from pipeline.data import Clip
-from pipeline.errors import ConfigError, KinemaError
+from pipeline.errors import ConfigError, KinemaError, first_line
 from pipeline.head import HEADS
 from pipeline.settings import build, to_yaml
 
@@ -118,7 +118,7 @@ class Bundle:
                 head = HEADS[kind](width, len(self.classes), config.head)
                 head.load_state_dict(state)
             except (KeyError, RuntimeError) as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise KinemaError(f"{self.model_file}: does not fit config.yaml and classes.txt: {reason}") from None
             heads[kind] = head.to(device).eval()
         return heads

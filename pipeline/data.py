@@ -244,7 +244,7 @@ def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
     root = config.root
     split_roots = {split: root / split for split in SPLITS if (root / split).is_dir()}
     given = {"train", "test"} <= split_roots.keys()
-    if not given and {path.name for path in root.iterdir() if path.is_dir()} <= {*SPLITS}:
+    if split_roots and not given and {path.name for path in root.iterdir() if path.is_dir()} <= {*SPLITS}:
         raise KinemaError(f"{root}: has {' and '.join(split_roots)} but needs both train and test, or a folder a class")
     clips = []
     for split, base in split_roots.items() if given else [("", root)]:

@@ -17,6 +17,7 @@ import decord
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat
 
+from pipeline.errors import first_line
 from pipeline.sampling import plan_frames
 from pipeline.settings import settings
 
@@ -108,7 +109,7 @@ def read_timeline(path: Path) -> Timeline:
             drops_frames = container.format.name == "avi" and min(size for _, size in packets) <= 8
             return Timeline(ticks_N * float(stream.time_base), container.format.name, drops_frames)
     except (av.FFmpegError, OSError) as error:
-        raise DecodeError(_first_line(error)) from None
+        raise DecodeError(first_line(error)) from None
 
 
 def read_decord(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray:
@@ -128,7 +129,7 @@ def read_decord(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarr
             raise DecodeError("time table differs from the container's")
         frames = reader.get_batch(indices).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
-        raise DecodeError(_first_line(error)) from None
+        raise DecodeError(first_line(error)) from None
     if len(frames) != len(indices):
         raise DecodeError(f"gave {len(frames)} of {len(indices)} frames")
     return frames
@@ -163,7 +164,7 @@ def read_pyav(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray
                     return np.stack(frames)
                 shown = frame
     except (av.FFmpegError, OSError) as error:
-        raise DecodeError(_first_line(error)) from None
+        raise DecodeError(first_line(error)) from None
     raise DecodeError(f"ends early, with {len(frames)} of {len(indices)} frames read")
 
 
@@ -174,8 +175,3 @@ def _to_rgb(frame: av.VideoFrame, earlier: list[np.ndarray]) -> np.ndarray:
     if earlier:
         height, width = earlier[0].shape[:2] if turns % 2 == 0 else earlier[0].shape[1::-1]
     return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -11,3 +11,9 @@ class ConfigError(KinemaError):
     """The arguments or the config are wrong."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an error says, cut to one line; its kind if it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

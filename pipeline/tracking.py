@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.errors import KinemaError
+from pipeline.errors import KinemaError, first_line
 from pipeline.settings import to_yaml
 
 
@@ -48,7 +48,7 @@ class Tracker:
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.Error as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise KinemaError(f"tracking: W&B cannot be reached ({reason}); use --tracking offline") from None
 
     def log(self, values: dict[str, Any]) -> None:

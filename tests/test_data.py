@@ -147,7 +147,7 @@ def test_csv_with_segments_and_groups(tmp_path):
     rows += [("x.mp4", "a", "1", "train", "0", "2.5"), ("x.mp4", "b", "1", "train", "2.5", "")]
     rows += [("y.mp4", "a", "2", "val", "", ""), ("z.mp4", "b", "3", "test", "", "")]
     dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "list.csv", *rows)))
-    assert [clip.id for clip in dataset.clips] == ["x.mp4@0.0-2.5", "x.mp4@2.5-", "y.mp4", "z.mp4"]
+    assert [clip.id for clip in dataset.clips] == ["x.mp4@0-2.5", "x.mp4@2.5-", "y.mp4", "z.mp4"]
     assert dataset.clips[1].start == 2.5 and dataset.clips[1].end is None
 
 
