@@ -1,4 +1,4 @@
-"""Weights & Biases: the same calls online, offline and off; off does not import it."""
+"""Weights & Biases: the same calls online, offline and off; off works where wandb is not installed."""
 
 import os
 from pathlib import Path
@@ -65,13 +65,12 @@ class Tracker:
         """Ends the run and prints where it is."""
         if not self.run:
             return
-        url, folder, offline = self.run.url, Path(self.run.dir).parent, self.run.offline
-        self.run.finish()
-        print(
-            f"W&B: {os.path.relpath(folder)}, upload with: wandb sync {os.path.relpath(folder)}"
-            if offline
-            else f"W&B: {url}"
-        )
+        run, folder = self.run, Path(self.run.dir).parent
+        run.finish()
+        if run.offline:
+            print(f"W&B: {os.path.relpath(folder)}, upload with: wandb sync {os.path.relpath(folder)}")
+        else:
+            print(f"W&B: {run.url}")
 
 
 def _has_account(wandb: ModuleType) -> bool:
