@@ -1,18 +1,41 @@
 """Files that are there whole or not at all."""
 
 import os
+import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
+
+A_DAY = 86400
 
 
 @contextmanager
 def moved_into_place(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the folder of `path`, which becomes `path` at the end if nothing went wrong."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    """Gives a temporary path in the folder of `path`, which becomes `path` at the end if nothing went wrong.
+
+    Nothing is forced to the disk: after a power failure the file may be damaged, which is for its reader to notice.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{socket.gethostname()}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Lists temporary files at any depth whose writer was killed: no longer running here, or elsewhere a day ago."""
+    found = []
+    for path in folder.rglob(".*.tmp"):
+        owner = path.name.rsplit(".", 2)[0]
+        here = owner.endswith(f".{socket.gethostname()}")
+        pid = owner.removesuffix(f".{socket.gethostname()}").rpartition(".")[2]
+        with suppress(FileNotFoundError):
+            old = time.time() - path.stat().st_mtime > A_DAY
+            if old or (here and pid.isdigit() and not psutil.pid_exists(int(pid))):
+                found.append(path)
+    return found

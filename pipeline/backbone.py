@@ -124,6 +124,11 @@ class Backbone:
         """The engine, started at the first frame: many users of a backbone need only its description."""
         return self._start()
 
+    @property
+    def bytes(self) -> int:
+        """The size of the weights."""
+        return sum(tensor.nbytes for tensor in self.state.values())
+
     def save(self, path: Path) -> None:
         """Writes the weights in safetensors format."""
         save_file({key: value.contiguous() for key, value in self.state.items()}, path)

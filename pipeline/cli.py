@@ -1,24 +1,29 @@
 """The command `kinema`: a table of verbs. Each verb's module is imported only when it is asked for."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import ConfigError, KinemaError
+from pipeline.errors import ConfigError, KinemaError, printable
 
 VERBS = {
     "extract": "compute and cache the features of a data set",
     "train": "train a head on cached features, and the mean-of-frames baseline beside it",
     "evaluate": "measure a trained run on its test split",
     "predict": "name the action in video files",
+    "failures": "show which clips could not be read and why",
+    "store": "list, verify or prune the cached features",
 }
 
 USAGE = {
-    "extract": "[--config FILE]",
+    "extract": "[--config FILE] [--shard I/N] [--retry-failed]",
     "train": "[--config FILE] [--run NAME]",
     "evaluate": "RUN",
     "predict": "RUN VIDEO [VIDEO ...] [--json] [--top N]",
+    "failures": "CONFIG [--clip ID]",
+    "store": "[list | verify [--deep] [--mend] | prune [FINGERPRINT ...] [--orphans]] [--config FILE]",
 }
 
 
@@ -31,21 +36,37 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb.
 
     Returns:
-        The exit code: 0 done, 1 the job failed, 2 wrong arguments or config, 130 interrupted.
+        The exit code: 0 done, 1 the job failed, 2 wrong arguments or config, 128 and the signal's number: interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         _run([argument for argument in argv if argument != "--debug"])
     except (KinemaError, OSError) as error:
         if debug:
             raise
-        print(f"kinema: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"kinema: {printable(line)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("kinema: interrupted; what is done is kept, the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    """Ends the work in good order at the first Ctrl-C or SIGTERM, at once at the second."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt(number)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 1/4, got {text!r}")
+    return int(part), int(parts)
 
 
 def _run(argv: list[str]) -> None:
@@ -65,8 +86,20 @@ def _run(argv: list[str]) -> None:
 
     usage = f"kinema {verb} {USAGE[verb]} [--SETTING VALUE ...]"
     parser = _Parser(prog=f"kinema {verb}", usage=usage, description=VERBS[verb], allow_abbrev=False)
-    if verb in ("extract", "train"):
+    if verb in ("extract", "train", "store"):
         parser.add_argument("--config", type=Path, help="YAML file with settings; the defaults hold for the rest")
+    if verb == "extract":
+        parser.add_argument("--shard", type=_shard, metavar="I/N", default=(1, 1), help="only the I-th of N parts")
+        parser.add_argument("--retry-failed", action="store_true", help="try clips again that ended two processes")
+    if verb == "failures":
+        parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file with settings")
+        parser.add_argument("--clip", metavar="ID", help="show what each decoder says of this clip")
+    if verb == "store":
+        parser.add_argument("action", nargs="?", choices=("list", "verify", "prune"), default="list", metavar="ACTION")
+        parser.add_argument("fingerprints", nargs="*", metavar="FINGERPRINT", help="prune: settings to remove")
+        parser.add_argument("--deep", action="store_true", help="verify: compare the content of the videos too")
+        parser.add_argument("--mend", action="store_true", help="verify: remove what is wrong, note what was touched")
+        parser.add_argument("--orphans", action="store_true", help="prune: remove entries whose video is gone")
     if verb == "train":
         parser.add_argument("--run", help="name of the bundle in the folder `runs` (default: the config file's name)")
     if verb in ("evaluate", "predict"):
@@ -78,12 +111,9 @@ def _run(argv: list[str]) -> None:
             "--top", type=int, choices=range(1, 1001), metavar="N", default=5, help="how many classes (default: 5)"
         )
     known = flatten(Config)
-    if verb == "predict":  # The bundle settles the rest.
-        known = {
-            name: setting
-            for name, setting in known.items()
-            if name.startswith(("device", "decode", "backbone.e", "backbone.p"))
-        }
+    if verb in ("predict", "store"):  # The bundle, or the store itself, settles the rest.
+        needed = ("device", "decode", "backbone.e", "backbone.p") if verb == "predict" else ("store",)
+        known = {name: setting for name, setting in known.items() if name.startswith(needed)}
     groups: dict[str, Any] = {"": parser.add_argument_group("settings")}
     for name, setting in known.items():
         section = name.rpartition(".")[0]
@@ -94,7 +124,8 @@ def _run(argv: list[str]) -> None:
         is_literal = all(isinstance(choice, str) for choice in choices)
         metavar = "{" + ",".join(choices) + "}" if is_literal else choices[0].__name__.upper()
         groups[section].add_argument(f"--{name}", metavar=metavar, default=argparse.SUPPRESS, help=help_text)
-    args, unknown = parser.parse_known_args(argv[1:])
+    canonical = {f"--{name.replace('_', '-')}": f"--{name}" for name in known}  # --max-missing is --max_missing.
+    args, unknown = parser.parse_known_args([canonical.get(argument, argument) for argument in argv[1:]])
     if unknown:
         option = unknown[0].split("=")[0]
         raise ConfigError(
@@ -105,7 +136,7 @@ def _run(argv: list[str]) -> None:
     if verb == "extract":
         from pipeline.extract import extract
 
-        extract(build(Config, args.config, overrides))
+        extract(build(Config, args.config, overrides), args.shard, args.retry_failed)
     elif verb == "train":
         from pipeline.train import train
 
@@ -114,6 +145,20 @@ def _run(argv: list[str]) -> None:
         from pipeline.evaluate import evaluate
 
         evaluate(args.run, overrides)
+    elif verb == "failures":
+        from pipeline.upkeep import show_failures
+
+        show_failures(build(Config, args.config, overrides), args.config, args.clip)
+    elif verb == "store":
+        from pipeline import upkeep
+
+        root = build(Config, args.config, overrides).store
+        if args.action == "list":
+            upkeep.list_store(root)
+        elif args.action == "verify":
+            upkeep.verify_store(root, args.deep, args.mend)
+        else:
+            upkeep.prune_store(root, args.fingerprints, args.orphans)
     else:
         from pipeline.predict import predict
 

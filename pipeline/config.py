@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from pipeline.backbone import BackboneConfig
 from pipeline.data import DataConfig
@@ -28,6 +28,8 @@ class Config:
     """The feature store's folder."""
     runs: Path = Path("data/runs")
     """The folder of the run bundles."""
+    max_missing: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of a split's clips that may be without features, because they could not be read, before a job stops."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one."""
     # YAML 1.1 reads a bare `off` as false.

@@ -5,6 +5,7 @@ split makes the accuracy a measure of memory. No layout gets around `check_leaks
 """
 
 import csv
+import os
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -17,7 +18,7 @@ import numpy as np
 from pydantic import Field
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pipeline.errors import ConfigError, KinemaError
+from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.settings import settings
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
@@ -192,10 +193,16 @@ def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
         raise KinemaError(f"{file}: not a text file") from None
 
 
-def _existing(root: Path, name: str, where: str) -> Path:
-    if not (root / name).is_file():
-        raise KinemaError(f"{where}: no such file: {root / name}; check data.root, or take the line out")
-    return root / name
+def _existing(root: Path, name: str, where: str) -> tuple[str, Path]:
+    """Returns the clip's name relative to the root, and its path. Links below the root are the user's own and may lead
+    anywhere; what a list says may not."""
+    relative = os.path.relpath(root / name, root)
+    if relative.split(os.sep)[0] == os.pardir:
+        raise KinemaError(f"{where}: '{name}' is outside of data.root {root}; lists may only name files below it")
+    path = root / relative
+    if not path.exists():
+        raise KinemaError(f"{where}: no such file: {path}; check data.root, or take the line out")
+    return printable(Path(relative).as_posix()), path
 
 
 def _read_ucf101(config: DataConfig) -> tuple[list[Clip], list[str]]:
@@ -217,7 +224,7 @@ def _read_ucf101(config: DataConfig) -> tuple[list[Clip], list[str]]:
                 raise KinemaError(f"{where}: class '{label}' is not in classInd.txt")
             if number is not None and number != classes[label]:
                 raise KinemaError(f"{where}: class number {number}, but '{label}' is {classes[label]} in classInd.txt")
-            path = _existing(config.root, name, where)
+            name, path = _existing(config.root, name, where)
             clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, list(classes)
 
@@ -232,8 +239,7 @@ def _read_hmdb51(config: DataConfig) -> tuple[list[Clip], list[str]]:
             if len(words) != 2 or words[1] not in ("0", "1", "2"):
                 raise KinemaError(f"{where}: expected 'file 0|1|2', got '{' '.join(words)}'")
             if words[1] != "0":
-                name = f"{label}/{words[0]}"
-                path = _existing(config.root, name, where)
+                name, path = _existing(config.root, f"{label}/{words[0]}", where)
                 split = "train" if words[1] == "1" else "test"
                 clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, []
@@ -251,7 +257,7 @@ def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
         for path in sorted(base.rglob("*")):
             relative = path.relative_to(base)
             if path.suffix.lower() in VIDEO_SUFFIXES and len(relative.parts) > 1:
-                label, name = relative.parts[0], path.relative_to(root).as_posix()
+                label, name = printable(relative.parts[0]), printable(path.relative_to(root).as_posix())
                 clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, []
 
@@ -259,7 +265,7 @@ def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
 def _rows(config: DataConfig, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields ('file:line', row) of a CSV file with a header."""
     try:
-        with config.lists.open(newline="") as stream:
+        with config.lists.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             missing = [name for name in needed if name not in (reader.fieldnames or [])]
             if missing:
@@ -290,16 +296,16 @@ def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
     clips = []
     for where, row in _rows(config, ("path", "label")):
-        path = _existing(config.root, row["path"], where)
+        name, path = _existing(config.root, row["path"], where)
+        label = printable(row["label"])
         start, end = _segment(row, where, "start", "end")
         part = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
         split = row.get("split") or ""
         if split not in ("", *SPLITS):
             raise KinemaError(f"{where}: split '{split}' is none of {', '.join(SPLITS)}")
-        name = Path(row["path"]).as_posix()
-        group = row.get("group") or group_of(name, row["label"])
+        group = row.get("group") or group_of(name, label)
         clip_id = name + part
-        clips.append(Clip(id=clip_id, path=path, label=row["label"], group=group, split=split, start=start, end=end))
+        clips.append(Clip(id=clip_id, path=path, label=label, group=group, split=split, start=start, end=end))
     if any(clip.split for clip in clips) and not all(clip.split for clip in clips):
         raise KinemaError(
             f"{config.lists}: some rows have a split and some have none; fill the column, or leave it out"
@@ -326,12 +332,12 @@ def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
         if path is None:
             absent.append(stem)
             continue
-        name = path.relative_to(config.root).as_posix()
+        name = printable(path.relative_to(config.root).as_posix())
         clips.append(
             Clip(
                 id=name if trimmed else f"{name}@{start}-{end}",
                 path=path,
-                label=row["label"],
+                label=printable(row["label"]),
                 group=row["youtube_id"],
                 split=names[row["split"]],
                 start=None if trimmed else start,

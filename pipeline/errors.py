@@ -17,3 +17,8 @@ def first_line(error: BaseException) -> str:
     """Returns what an error says, cut to one line; its kind if it says nothing."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]
+
+
+def printable(name: object) -> str:
+    """Returns a name with all that is no text, or could steer a terminal, written as `\\x1b`, `\\n`."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(name))

@@ -46,7 +46,8 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     dataset = load_dataset(config.data)
     bundle.require_unseen(dataset.classes, dataset.of("test"))
     backbone = Backbone(config.backbone, device, bundle.backbone_file)
-    clips, test = load_features(FeatureStore(config.store, backbone, config.sampling), dataset, "test")
+    store = FeatureStore(config.store, backbone, config.sampling, config.decode.partial)
+    clips, test = load_features(store, dataset, "test", config.max_missing)
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]
 
     logits = {kind: predict_logits(head, test, device).numpy() for kind, head in bundle.heads(config, device).items()}
@@ -115,10 +116,11 @@ def _track(
     tracker.summary(numbers)
     classes = wandb.Table(list(result["per_class"][0]), [list(row.values()) for row in result["per_class"]])
     shown = dict(list(zip(clips, rows, strict=True))[:: -(-len(clips) // THUMBNAILS)])
-    load = functools.partial(decode_and_transform, sampling=SamplingConfig(frames=1), transform=backbone.transform)
+    one = SamplingConfig(frames=1)
+    load = functools.partial(decode_and_transform, sampling=one, decode=config.decode, transform=backbone.transform)
     predictions = wandb.Table(["frame", "clip", "label", "predicted", "probability"])
     for clip, frame in run_isolated(load, shown, workers=1, deadline=config.decode.deadline):
-        picture = None if isinstance(frame, Failure) else wandb.Image(frame.frames[0].transpose(1, 2, 0))
+        picture = None if isinstance(frame, Failure) else wandb.Image(frame[0].frames[0].transpose(1, 2, 0))
         row = shown[clip]
         predictions.add_data(picture, clip.id, row["label"], row["predicted"], row["probability"])
     tracker.log(

@@ -7,7 +7,6 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import joblib
 import numpy as np
@@ -16,23 +15,33 @@ from PIL import Image
 from pipeline.backbone import Backbone, resolve_device
 from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
-from pipeline.decode import DecodeConfig, DecodedClip, decode_clip
+from pipeline.decode import DecodeConfig, DecodedClip, DecodeError, decode_clip
 from pipeline.errors import KinemaError
 from pipeline.progress import progress
 from pipeline.sampling import SamplingConfig
-from pipeline.store import ClipFeatures, FeatureStore
+from pipeline.store import ClipFeatures, FeatureStore, Source
 from pipeline.workers import Failure, run_isolated
 
 
-def decode_and_transform(clip: Clip, sampling: SamplingConfig, transform: Callable) -> DecodedClip:
+def decode_and_transform(
+    clip: Clip,
+    sampling: SamplingConfig,
+    decode: DecodeConfig,
+    transform: Callable,
+    decoders: tuple[str, ...] = ("decord", "pyav"),
+) -> tuple[DecodedClip, Source]:
     """Reads a clip's planned frames, resized and cropped for the CNN: `frames` is uint8 [T,3,H,W].
 
     Raises:
         DecodeError: the clip cannot be read.
     """
-    decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end)
+    try:
+        source = Source.of(clip.path)
+    except OSError as error:
+        raise DecodeError(error.strerror) from None
+    decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
     images = [np.asarray(transform(Image.fromarray(frame))) for frame in decoded.frames]
-    return decoded._replace(frames=np.stack(images).transpose(0, 3, 1, 2))
+    return decoded._replace(frames=np.stack(images).transpose(0, 3, 1, 2)), source
 
 
 def clip_features(
@@ -45,63 +54,96 @@ def clip_features(
     Yields:
         (clip, features or failure), failures as they come, features in batches.
     """
-    load = functools.partial(decode_and_transform, sampling=sampling, transform=backbone.transform)
-    waiting: list[tuple[Clip, DecodedClip]] = []
+    load = functools.partial(decode_and_transform, sampling=sampling, decode=decode, transform=backbone.transform)
+    waiting: list[tuple[Clip, DecodedClip, Source]] = []
 
     def run_cnn() -> Iterator[tuple[Clip, ClipFeatures | Failure]]:
-        features = backbone(np.concatenate([decoded.frames for _, decoded in waiting]))
-        bounds = np.cumsum([len(decoded.frames) for _, decoded in waiting])[:-1]
-        for (clip, decoded), features_TD in zip(waiting, np.split(features, bounds), strict=True):
+        features = backbone(np.concatenate([decoded.frames for _, decoded, _ in waiting]))
+        bounds = np.cumsum([len(decoded.frames) for _, decoded, _ in waiting])[:-1]
+        for (clip, decoded, source), features_TD in zip(waiting, np.split(features, bounds), strict=True):
             if np.isfinite(features_TD).all():
-                yield clip, ClipFeatures(features_TD, decoded.pts, decoded.indices, decoded.decoder)
+                yield clip, ClipFeatures(features_TD, *decoded[1:], source)
             else:
                 yield clip, Failure(f"features overflow in {backbone.engine}; use --backbone.precision fp32")
         waiting.clear()
 
-    for clip, outcome in run_isolated(load, clips, decode.workers or joblib.cpu_count(), decode.deadline):
+    outcomes = run_isolated(
+        load,
+        clips,
+        decode.workers or joblib.cpu_count(),
+        decode.deadline,
+        decode.memory,
+        fallback=functools.partial(load, decoders=("pyav",)),
+    )
+    for clip, outcome in outcomes:
         if isinstance(outcome, Failure):
             yield clip, outcome
             continue
-        waiting.append((clip, outcome))
-        if sum(len(decoded.frames) for _, decoded in waiting) >= backbone.batch:
+        waiting.append((clip, *outcome))
+        if sum(len(decoded.frames) for _, decoded, _ in waiting) >= backbone.batch:
             yield from run_cnn()
     if waiting:
         yield from run_cnn()
 
 
-def extract(config: Config) -> None:
+def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool = False) -> None:
     """Computes and stores the features of every clip of a data set that are not there yet.
+
+    Args:
+        config: all settings.
+        shard: (i, n) takes the i-th of n parts of the clips, for n machines with one store.
+        retry_failed: try clips again that ended two processes before.
 
     Raises:
         KinemaError: the data set or the store cannot be used, or no clip at all could be read.
     """
     began = time.monotonic()
     device = resolve_device(config.device)
-    clips = load_dataset(config.data).clips
+    part, parts = shard
+    clips = load_dataset(config.data).clips[part - 1 :: parts]
     backbone = Backbone(config.backbone, device)
-    store = FeatureStore(config.store, backbone, config.sampling)
+    store = FeatureStore(config.store, backbone, config.sampling, config.decode.partial)
     store.prepare()
-    todo = [clip for clip in clips if store.read(clip) is None]
-    skipped = len(clips) - len(todo)
-    print(f"{len(clips)} clips, {skipped} already in {store.folder}, {len(todo)} to do; {backbone.engine}")
+    deadly = set() if retry_failed else store.given_up()
+    print(f"{len(clips)} clips, store {store.folder}; {backbone.engine}")
 
-    done = frames = 0
-    failed: list[Path] = []
-    with progress("extract", len(clips), "clips", start=skipped) as bar:
-        for clip, outcome in clip_features(todo, backbone, config.sampling, config.decode):
+    skipped = done = partial = frames = failed = given_up = 0
+    with progress("extract", len(clips), "clips") as bar:
+
+        def todo() -> Iterator[Clip]:
+            nonlocal skipped, given_up
+            # Looked up one by one as their turn comes, so that what another process has done meanwhile is skipped too.
+            for clip in clips:
+                if store.read(clip) or store.renew(clip):
+                    skipped += 1
+                elif clip.id in deadly:
+                    given_up += 1
+                else:
+                    yield clip
+                    continue
+                bar.initial += 1  # Not counted in the rate.
+                bar.update()
+
+        for clip, outcome in clip_features(todo(), backbone, config.sampling, config.decode):
+            left = len(clips) - skipped - given_up - done - failed
             if isinstance(outcome, Failure):
                 store.record_failure(clip, outcome)
-                failed.append(clip.path)
+                failed += 1
             else:
-                store.write(clip, outcome)
+                store.write(clip, outcome, left)
                 done += 1
+                partial += len(outcome.indices) < outcome.planned
                 frames += len(outcome.features)
             bar.set_postfix_str(f"{frames / bar.format_dict['elapsed']:.0f} frames/s", refresh=False)
             bar.update()
         elapsed = bar.format_dict["elapsed"]
+    of_them = f" ({partial} partial)" if partial else ""
     rate = f", {frames / elapsed:.0f} frames/s" if done else ""
-    print(f"extract: {done} done, {skipped} skipped, {len(failed)} failed{rate}, {time.monotonic() - began:.0f} s")
-    if failed:
-        print(f"failures: {os.path.relpath(store.ledger)}")
+    spent = time.monotonic() - began
+    print(f"extract: {done} done{of_them}, {skipped} skipped, {failed} failed{rate}, {spent:.0f} s")
+    if given_up:
+        print(f"not tried again: {given_up} clips that ended two processes before; --retry-failed tries them")
+    if failed or given_up:
+        print(f"failures: {os.path.relpath(store.ledger)}, grouped by: kinema failures CONFIG")
     if failed and not done and not skipped:
         raise KinemaError(f"none of {len(clips)} clips could be read; the reasons are in {store.ledger}")

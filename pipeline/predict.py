@@ -15,7 +15,7 @@ import torch
 from pipeline.backbone import Backbone, resolve_device
 from pipeline.bundle import Bundle
 from pipeline.data import Clip
-from pipeline.errors import KinemaError
+from pipeline.errors import KinemaError, printable
 from pipeline.extract import clip_features
 from pipeline.fit import FeatureSet, predict_logits
 from pipeline.workers import Failure
@@ -64,9 +64,10 @@ def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: d
     predictor = Predictor(run, overrides)
     for video, outcome in predictor(videos):
         answer: dict[str, Any] = {"path": os.fspath(video)}
+        name = printable(video)
         if isinstance(outcome, Failure):
             answer["error"] = outcome.reason
-            unreadable.append(f"{video}: cannot be read: {outcome.reason}")
+            unreadable.append(f"{name}: cannot be read: {outcome.reason}")
         else:
             values, order = outcome.softmax(0).topk(min(top, len(predictor.classes)))
             answer["top"] = [
@@ -76,9 +77,9 @@ def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: d
         if as_json:
             print(json.dumps(answer), flush=True)
         elif "top" in answer:
-            print(video)
+            print(name)
             for guess in answer["top"]:
-                print(f"  {guess['probability']:6.1%}  {guess['label']}")
+                print(f"  {guess['probability']:6.1%}  {printable(guess['label'])}")
             sys.stdout.flush()
     if unreadable:
-        raise KinemaError("\nkinema: ".join(unreadable))
+        raise KinemaError("\n".join(unreadable))

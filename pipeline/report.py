@@ -1,5 +1,6 @@
 """The report of a run: one page to read and its pictures."""
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import ConfusionMatrixDisplay
+
+matplotlib.rcParams["text.parse_math"] = False  # A class may be named `$5`.
 
 NAMES = {"bilstm": "BiLSTM", "mean": "mean of frames", "majority": "majority class"}
 
@@ -45,15 +48,23 @@ def write_report(folder: Path, metrics: dict[str, Any], matrix_CC: np.ndarray, h
     if "gain_over_mean" in metrics:
         lines += [gain_line(metrics), ""]
     lines += ["## Most confused", "", "| class | taken for | clips |", "|:--|:--|--:|"]
-    lines += [f"| {pair['class']} | {pair['taken_for']} | {pair['clips']} |" for pair in metrics["most_confused"]]
+    lines += [
+        f"| {_cell(pair['class'])} | {_cell(pair['taken_for'])} | {pair['clips']} |"
+        for pair in metrics["most_confused"]
+    ]
     lines += ["", "![confusion matrix](confusion.png)", "", "## Classes", ""]
     lines += ["| class | recall | precision | F1 | clips |", "|:--|--:|--:|--:|--:|"]
     lines += [
-        f"| {row['class']} | {row['recall']:.3f} | {row['precision']:.3f} | {row['f1']:.3f} | {row['clips']} |"
+        f"| {_cell(row['class'])} | {row['recall']:.3f} | {row['precision']:.3f} | {row['f1']:.3f} | {row['clips']} |"
         for row in sorted(metrics["per_class"], key=lambda row: row["recall"])
     ]
     lines += ["", "## Training", "", "![curves](curves.png)", ""]
     (folder / "report.md").write_text("\n".join(lines))
+
+
+def _cell(name: str) -> str:
+    """A class name in a Markdown table: neither HTML nor the end of the cell."""
+    return html.escape(name).replace("|", "&#124;")
 
 
 def gain_line(metrics: dict[str, Any]) -> str:

@@ -3,20 +3,25 @@
 `<root>/<fingerprint>/` holds one setting: `manifest.json` says in words which, `backbone.safetensors` is the CNN that
 made the features, `failures.jsonl` lists the clips that could not be read, and `ab/<hash>.safetensors` is one clip.
 An entry is written under a temporary name and moved into place, so that it is there whole or not at all; that makes
-resuming, many writers and a kill at any moment safe.
+resuming, many writers and a kill at any moment safe. Its checksum tells what a failing disk or power made of it.
 """
 
+import errno
+import functools
 import hashlib
 import json
+import shutil
 import time
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pipeline.atomic import moved_into_place
+from pipeline.atomic import abandoned, moved_into_place
 from pipeline.backbone import Backbone
 from pipeline.data import Clip
 from pipeline.errors import KinemaError
@@ -24,112 +29,234 @@ from pipeline.sampling import SamplingConfig
 from pipeline.workers import Failure
 
 
+@dataclass(frozen=True)
+class Source:
+    """The state of a video file when it was read: where it was, bytes, time of change in ns, digest of its content."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        """Looks at a file as it is now."""
+        with path.open("rb") as stream:
+            stat = path.stat()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, digest)
+
+    def unchanged(self, path: Path) -> bool:
+        """Whether size and time of change are still the same; the content is not looked at."""
+        stat = path.stat()
+        return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+
+
 class ClipFeatures(NamedTuple):
     """What the CNN saw in one clip: `features` float16 [T,D]; `pts` float32 [T], seconds from the first frame of the
-    file; `indices` int64 [T], in presentation order; `decoder` 'decord' or 'pyav'."""
+    file; `indices` int64 [T], in presentation order; `planned` how many frames were asked for, more than T in a partial
+    entry, where damage left no more to read; `decoder` 'decord' or 'pyav'; `source` the file they are from."""
 
     features: np.ndarray
     pts: np.ndarray
     indices: np.ndarray
+    planned: int
     decoder: str
+    source: Source
 
 
 class FeatureStore:
     """The entries of one fingerprint."""
 
-    def __init__(self, root: Path, backbone: Backbone, sampling: SamplingConfig):
-        """Names the folder of the setting; nothing is written before `prepare`."""
-        self.setting = {"format": 1, "backbone": backbone.description, "sampling": {"frames": sampling.frames}}
+    def __init__(self, root: Path, backbone: Backbone, sampling: SamplingConfig, partial: float):
+        """Names the folder of the setting; nothing is written before `prepare`.
+
+        Args:
+            root: folder of all settings.
+            backbone: what makes the features.
+            sampling: which frames they are of.
+            partial: share of the planned frames below which an entry counts as not there.
+        """
+        self.setting = {"format": 2, "backbone": backbone.description, "sampling": {"frames": sampling.frames}}
         canonical = json.dumps(self.setting, sort_keys=True).encode()
         self.fingerprint = hashlib.sha256(canonical).hexdigest()[:16]
         self.folder = root / self.fingerprint
         self.backbone_file = self.folder / "backbone.safetensors"
         self.ledger = self.folder / "failures.jsonl"
         self.backbone = backbone
+        self.partial = partial
 
     def prepare(self) -> None:
-        """Creates the folder with its manifest and the weights of the CNN.
+        """Creates the folder with its manifest and the weights of the CNN, and removes what killed writers left.
 
         Raises:
             KinemaError: the folder cannot be written.
         """
+        manifest = self.folder / "manifest.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self.backbone_file.exists():
                 with moved_into_place(self.backbone_file) as temporary:
                     self.backbone.save(temporary)
-            manifest = self.folder / "manifest.json"
             if not manifest.exists():
                 with moved_into_place(manifest) as temporary:
                     temporary.write_text(json.dumps(self.setting, indent=2) + "\n")
-        except OSError as error:
-            raise KinemaError(f"{self.folder}: cannot write the feature store: {error.strerror}") from None
+        except (OSError, safetensors.SafetensorError) as error:
+            raise self._refusal(self.folder, error, self.backbone.bytes) from None
+        for leftover in abandoned(self.folder):
+            leftover.unlink(missing_ok=True)
 
-    def write(self, clip: Clip, entry: ClipFeatures) -> None:
+    def write(self, clip: Clip, entry: ClipFeatures, left: int = 1, engine: str | None = None) -> None:
         """Writes one entry, whole or not at all.
+
+        Args:
+            clip: whose it is.
+            entry: what to write.
+            left: how many entries are still to be written, for the message if the disk is full.
+            engine: what made it, if it was not this store's backbone just now.
 
         Raises:
             KinemaError: the disk is full or cannot be written.
         """
-        source = clip.path.stat()
-        arrays = {"features": entry.features, "pts": entry.pts, "indices": entry.indices}
-        metadata = {
-            "clip": clip.id,
-            "source_size": str(source.st_size),
-            "source_mtime_ns": str(source.st_mtime_ns),
-            "decoder": entry.decoder,
-            "engine": self.backbone.engine,
-            "fingerprint": self.fingerprint,
-            "checksum": _checksum(arrays),
-        }
-        path = self._path(clip)
+        content = encode_entry(clip.id, entry, engine or self.backbone.engine, self.fingerprint)
+        path = entry_path(self.folder, clip.id)
         try:
             path.parent.mkdir(exist_ok=True)
             with moved_into_place(path) as temporary:
-                temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
+                temporary.write_bytes(content)
         except OSError as error:
-            raise KinemaError(f"{path}: cannot write features: {error.strerror}; what is done is kept") from None
+            raise self._refusal(path, error, left * len(content)) from None
 
     def read(self, clip: Clip) -> ClipFeatures | None:
-        """Reads one entry; None if there is none, or it is damaged or of another state of the source file."""
+        """Reads one entry; None if there is none, or it is damaged, of another state of the file, or too partial."""
         try:
-            with safetensors.safe_open(self._path(clip), framework="np") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in ("features", "pts", "indices")}
-            source = clip.path.stat()
-        except (OSError, safetensors.SafetensorError):
+            _, entry, _ = decode_entry(entry_path(self.folder, clip.id))
+            fresh = entry.source.unchanged(clip.path)
+        except (OSError, DamagedEntry):
             return None
-        expected = {
-            "clip": clip.id,
-            "source_size": str(source.st_size),
-            "source_mtime_ns": str(source.st_mtime_ns),
-            "fingerprint": self.fingerprint,
-            "checksum": _checksum(arrays),
-        }
-        if any(metadata.get(key) != value for key, value in expected.items()):
-            return None
-        return ClipFeatures(**arrays, decoder=metadata.get("decoder", ""))
+        return entry if fresh and len(entry.indices) >= self.partial * entry.planned else None
+
+    def renew(self, clip: Clip) -> bool:
+        """Notes the new time of a file that was touched or copied but holds what it held; False if it does not."""
+        try:
+            _, entry, engine = decode_entry(entry_path(self.folder, clip.id))
+            if entry.source.size != clip.path.stat().st_size or len(entry.indices) < self.partial * entry.planned:
+                return False
+            now = Source.of(clip.path)
+        except (OSError, DamagedEntry):
+            return False
+        if now.sha256 != entry.source.sha256:
+            return False
+        self.write(clip, entry._replace(source=now), engine=engine)
+        return True
 
     def record_failure(self, clip: Clip, failure: Failure) -> None:
-        """Appends to the ledger; the last line of a clip counts, and none once the clip has an entry."""
-        line = {"clip": clip.id, "path": str(clip.path), "reason": failure.reason, "time": time.time()}
-        with self.ledger.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        """Appends to the ledger; the last line of a clip counts, and none once the clip has an entry.
 
-    def failures(self) -> dict[str, str]:
-        """Returns the reason of each clip in the ledger, by clip id."""
-        if not self.ledger.exists():
-            return {}
-        lines = (json.loads(line) for line in self.ledger.read_text().splitlines() if line.endswith("}"))
-        return {line["clip"]: line["reason"] for line in lines}
+        Raises:
+            KinemaError: the ledger cannot be written.
+        """
+        self._attempts[clip.id] += 1
+        line = {"clip": clip.id, "path": str(clip.path), **asdict(failure), "attempt": self._attempts[clip.id]}
+        line |= {"state": _state(clip.path), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        try:
+            with self.ledger.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise self._refusal(self.ledger, error, len(json.dumps(line))) from None
 
-    def _path(self, clip: Clip) -> Path:
-        name = hashlib.sha256(clip.id.encode()).hexdigest()
-        return self.folder / name[:2] / f"{name}.safetensors"
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """Returns the last line of each clip in the ledger, by clip id."""
+        return read_ledger(self.folder)
+
+    def given_up(self) -> set[str]:
+        """Returns the ids of clips that ended two processes and whose file is still the same."""
+        return {
+            clip_id
+            for clip_id, line in self.failures().items()
+            if line["deadly"] and line["state"] == _state(Path(line["path"]))
+        }
+
+    @functools.cached_property
+    def _attempts(self) -> Counter[str]:
+        return Counter({clip_id: line["attempt"] for clip_id, line in self.failures().items()})
+
+    def _refusal(self, path: Path, error: Exception, needed: int) -> KinemaError:
+        reason = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason:
+            missing = max(needed - shutil.disk_usage(self.folder.parent).free, 0)
+            reason = f"{reason}: about {missing / 1e6:.1f} MB are missing"
+        return KinemaError(
+            f"{path}: cannot write the feature store: {reason}; what is done is kept, the same command goes on"
+        )
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+class DamagedEntry(Exception):
+    """A file of the store that is not what was written; the message says what is wrong."""
+
+
+def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns the last line of each clip in the ledger of a fingerprint's folder, by clip id."""
+    ledger = folder / "failures.jsonl"
+    if not ledger.exists():
+        return {}
+    lines = (json.loads(line) for line in ledger.read_text().splitlines() if line.endswith("}"))
+    return {line["clip"]: line for line in lines}
+
+
+def entry_path(folder: Path, clip_id: str) -> Path:
+    """Returns where a clip's entry is, in the folder of a fingerprint."""
+    name = hashlib.sha256(clip_id.encode()).hexdigest()
+    return folder / name[:2] / f"{name}.safetensors"
+
+
+def encode_entry(clip_id: str, entry: ClipFeatures, engine: str, fingerprint: str) -> bytes:
+    """Turns an entry into the bytes of its file."""
+    arrays = {"features": entry.features, "pts": entry.pts, "indices": entry.indices}
+    about = {"clip": clip_id, "planned": entry.planned, "decoder": entry.decoder, "source": asdict(entry.source)}
+    about |= {"engine": engine, "fingerprint": fingerprint}
+    text = json.dumps(about)
+    return safetensors.numpy.save(arrays, {"about": text, "checksum": _checksum(arrays, text)})
+
+
+def decode_entry(path: Path) -> tuple[str, ClipFeatures, str]:
+    """Reads an entry's file.
+
+    Returns:
+        The clip's id, its features, and the engine that made them.
+
+    Raises:
+        OSError: the file cannot be read.
+        DamagedEntry: its content is not what was written there.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in ("features", "pts", "indices")}
+    except safetensors.SafetensorError:
+        raise DamagedEntry("not a whole safetensors file") from None
+    if metadata.get("checksum") != _checksum(arrays, metadata.get("about", "")):
+        raise DamagedEntry("checksum does not match")
+    about = json.loads(metadata["about"])
+    folder = path.parent.parent
+    if about["fingerprint"] != folder.name or path != entry_path(folder, about["clip"]):
+        raise DamagedEntry("is of another clip or setting")
+    source = Source(**about["source"])
+    entry = ClipFeatures(**arrays, planned=about["planned"], decoder=about["decoder"], source=source)
+    return about["clip"], entry, about["engine"]
+
+
+def _checksum(arrays: dict[str, np.ndarray], about: str) -> str:
+    digest = hashlib.sha256(about.encode())
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]))
     return digest.hexdigest()
+
+
+def _state(path: Path) -> list[int] | None:
+    """Size and time of change of a file, by which a failure is known to be of its present state; None if gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]

@@ -6,6 +6,7 @@ kinema train --config configs/ucf101.yaml --run ucf101
 import dataclasses
 import hashlib
 import time
+from collections import Counter
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from pipeline.settings import to_yaml, yaml_differences
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
 
-PLACES = ("runs", "store", "device", "tracking", "decode")
+PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
 """Settings that do not change what a run learns."""
 
 
@@ -43,12 +44,12 @@ def train(config: Config, run: str) -> None:
     began = time.monotonic()
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
-    store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling)
+    store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling, config.decode.partial)
     splits: dict[str, FeatureSet] = {}
     learned_from: list[Clip] = []
     digest = hashlib.sha256(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}".encode())
     for split in ("train", "val"):
-        clips, splits[split] = load_features(store, dataset, split)
+        clips, splits[split] = load_features(store, dataset, split, config.max_missing)
         learned_from += clips
         digest.update(f"{split} {[(clip.id, clip.label) for clip in clips]}".encode())
         digest.update(splits[split].features_NTD.numpy())
@@ -111,16 +112,25 @@ def train(config: Config, run: str) -> None:
     print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
 
 
-def load_features(store: FeatureStore, dataset: Dataset, split: str) -> tuple[list[Clip], FeatureSet]:
+def load_features(
+    store: FeatureStore, dataset: Dataset, split: str, max_missing: float
+) -> tuple[list[Clip], FeatureSet]:
     """Reads the features of one split into memory.
 
-    Clips in the failure ledger are left out and counted on the terminal.
+    Clips in the failure ledger are left out and counted by class on the terminal, as partial ones are.
+
+    Args:
+        store: where the features are.
+        dataset: all clips.
+        split: which of them.
+        max_missing: share of the split that may be missing.
 
     Returns:
         The clips that have features, and these, in the same order.
 
     Raises:
-        KinemaError: features were never computed, are damaged, or are of another state of the file.
+        KinemaError: features were never computed, are damaged, or are of another state of the file; or too many clips
+            could not be read.
     """
     entries = {clip: store.read(clip) for clip in dataset.of(split)}
     unreadable = store.failures()
@@ -132,7 +142,17 @@ def load_features(store: FeatureStore, dataset: Dataset, split: str) -> tuple[li
         )
     present = {clip: entry for clip, entry in entries.items() if entry is not None}
     if len(present) < len(entries):
-        print(f"{split}: {len(entries) - len(present)} of {len(entries)} clips are missing, see {store.ledger}")
+        missing = Counter(clip.label for clip in entries if clip not in present)
+        by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
+        told = f"{split}: {missing.total()} of {len(entries)} clips could not be read ({by_class})"
+        if missing.total() > max_missing * len(entries):
+            raise KinemaError(
+                f"{told}, more than --max-missing {max_missing:g} allows; kinema failures CONFIG tells the reasons"
+            )
+        print(f"{told}, see {store.ledger}")
+    partial = sum(len(entry.indices) < entry.planned for entry in present.values())
+    if partial:
+        print(f"{split}: {partial} of {len(entries)} clips are partial: damage left fewer frames than planned")
     if not present:
         raise KinemaError(f"the {split} split has no clips with features")
     tensors = [torch.from_numpy(entry.features) for entry in present.values()]

@@ -1,23 +1,33 @@
-"""A function run over many jobs in processes that may hang or die.
+"""A function run over many jobs in processes that may hang, crash or eat up the memory.
 
 Native decoders can spin for ever while holding Python's global lock, where neither signals nor threads help. So every
-process is watched from outside: one that overruns its deadline or dies is replaced, and its job yields a `Failure`.
+process is watched from outside: one that overruns its deadline or its memory is ended, and any that ends is replaced.
+Its job is tried once more, and if that ends a process too, it yields a `Failure`.
 """
 
 import faulthandler
 import itertools
 import os
 import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_context
 from typing import Any
+
+import psutil
 
 # A fork server imports the heavy libraries once and clean; each worker is then a cheap fork of it, without the
 # threads, locks and GPU context of this process, which a decoder made after a plain fork trips over.
 context = get_context("forkserver")
 context.set_forkserver_preload(["pipeline.extract"])
+
+GIB = 2**30
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
+"""Signals that no fault raises: another hand ended the process, such as the system's when memory ran out."""
 
 
 def warm_up() -> None:
@@ -27,13 +37,19 @@ def warm_up() -> None:
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a job that gave no result."""
+    """What became of a job that gave no result; `deadly` if it ended two processes."""
 
     reason: str
+    deadly: bool = False
 
 
 def run_isolated(
-    function: Callable[[Any], Any], jobs: Iterable[Any], workers: int, deadline: float
+    function: Callable[[Any], Any],
+    jobs: Iterable[Any],
+    workers: int,
+    deadline: float,
+    memory: float = float("inf"),
+    fallback: Callable[[Any], Any] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Applies a picklable `function` to each job in worker processes.
 
@@ -43,73 +59,116 @@ def run_isolated(
         function: called with one job; an exception it raises becomes a `Failure` with its message.
         jobs: taken lazily.
         workers: how many processes.
-        deadline: seconds that one job may take.
+        deadline: seconds that one job may take, half of them in each of two tries.
+        memory: GiB that a process may take.
+        fallback: called in the second try instead, unless the process was ended from outside in the first.
 
     Yields:
         (job, result or `Failure`), in order of completion.
     """
-    jobs = iter(jobs)
+    tasks = (_Task(job, function, deadline) for job in jobs)
+    again: deque[_Task] = deque()
     crew: list[_Worker] = []
+    done = threading.Event()
+    watch = threading.Thread(target=_watch, args=(crew, memory, done), daemon=True)
     try:
-        for job in itertools.islice(jobs, workers):
-            crew.append(_Worker(function, deadline))
-            crew[-1].take(job)
+        for task in itertools.islice(tasks, workers):
+            crew.append(_Worker())
+            crew[-1].take(task)
+        watch.start()
         busy = list(crew)
         while busy:
-            patience = min(worker.seconds_left() for worker in busy)
-            ready = connection.wait([worker.pipe for worker in busy], timeout=max(patience, 0))
-            for worker in list(busy):
-                if worker.pipe in ready:
-                    job, outcome = worker.result()
-                elif worker.seconds_left() <= 0 and not worker.pipe.poll():
-                    job, outcome = worker.job, Failure(f"timeout {deadline:g} s")
-                    worker.restart()
+            ready = connection.wait([worker.pipe for worker in busy])
+            for worker in [worker for worker in busy if worker.pipe in ready]:
+                task, outcome = worker.finish()
+                if isinstance(outcome, _Death):
+                    if task.tried_before:
+                        outcome = Failure(outcome.reason, deadly=True)
+                    else:
+                        second = function if outcome.from_outside or not fallback else fallback
+                        again.append(_Task(task.job, second, deadline, tried_before=True))
+                following = again.popleft() if again else next(tasks, None)
+                if following:
+                    worker.take(following)
                 else:
-                    continue
-                try:
-                    worker.take(next(jobs))
-                except StopIteration:
                     busy.remove(worker)
-                yield job, outcome
+                if not isinstance(outcome, _Death):
+                    yield task.job, outcome
     finally:
+        done.set()
         for worker in crew:
             worker.stop()
 
 
-class _Worker:
-    """One process, the pipe to it, and the job it is busy with."""
+@dataclass(frozen=True)
+class _Task:
+    """One try of a job; `deadline` is for both tries together."""
 
-    def __init__(self, function: Callable, deadline: float):
-        self.function, self.deadline = function, deadline
+    job: Any
+    function: Callable
+    deadline: float
+    tried_before: bool = False
+
+
+@dataclass(frozen=True)
+class _Death:
+    """The end of a process amid a try."""
+
+    reason: str
+    from_outside: bool
+
+
+class _Worker:
+    """One process, the pipe to it, and the task it is busy with."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # So that no verdict falls on a task that has just been finished.
         self.start()
 
     def start(self) -> None:
+        self.verdict = ""  # Why the watch ended the process.
+        self.started: float | None = None
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.function, self.deadline), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
 
-    def take(self, job: Any) -> None:
-        self.job = job
+    def take(self, task: _Task) -> None:
+        self.task = task
         try:
-            self.pipe.send(job)
-        except BrokenPipeError:  # It died after its last result.
+            self.pipe.send(task)
+        except (BrokenPipeError, ConnectionResetError):  # It died after its last result.
             self.restart()
-            self.pipe.send(job)
+            self.pipe.send(task)
         self.started = time.monotonic()
 
-    def seconds_left(self) -> float:
-        return self.started + self.deadline - time.monotonic()
-
-    def result(self) -> tuple[Any, Any]:
-        job = self.job
+    def finish(self) -> tuple[_Task, Any]:
+        """Returns the task and its result, or its `_Death`, after which there is a new process."""
+        with self.lock:
+            self.started = None
         try:
-            return job, self.pipe.recv()
+            outcome = self.pipe.recv()
         except (EOFError, OSError):  # Dead before or amid its answer.
             self.process.join()
             code = self.process.exitcode
+            reason = f"killed by signal {-code}" if code < 0 else f"decoder exited with {code}"
+            outcome = _Death(self.verdict or reason, not self.verdict and -code in FROM_OUTSIDE)
+        if self.verdict or isinstance(outcome, _Death):
             self.restart()
-            return job, Failure(f"killed by signal {-code}" if code < 0 else f"decoder exited with {code}")
+        return self.task, outcome
+
+    def watch(self, memory: float) -> None:
+        """Ends the process if its task takes too long or too much memory; called from the watching thread."""
+        # What goes wrong here is that the process has just ended by itself, or that the pipe has just been closed.
+        with self.lock, suppress(psutil.Error, OSError):
+            if self.started is None or self.pipe.poll():
+                return
+            if time.monotonic() - self.started > self.task.deadline / 2:
+                self.verdict = f"timeout {self.task.deadline:g} s"
+            elif psutil.Process(self.process.pid).memory_info().rss > memory * GIB:
+                self.verdict = f"memory limit {memory:g} GiB"
+            if self.verdict:
+                self.process.kill()
 
     def restart(self) -> None:
         self.stop()
@@ -121,20 +180,31 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(pipe: connection.Connection, function: Callable, deadline: float) -> None:
-    """The life of a worker: job in, result out, until the pipe closes."""
+def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:
+    while not done.wait(0.1):
+        for worker in crew:
+            worker.watch(memory)
+
+
+def _serve(pipe: connection.Connection) -> None:
+    """The life of a worker: task in, result out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers.
     with open(os.devnull, "w") as nowhere:
         while True:
             try:
-                job = pipe.recv()
+                task = pipe.recv()
             except EOFError:
                 return
             # Runs in C without the global lock: ends a hung worker whose parent is no longer there to do it.
-            faulthandler.dump_traceback_later(deadline + 60, exit=True, file=nowhere)
+            faulthandler.dump_traceback_later(task.deadline + 60, exit=True, file=nowhere)
             try:
-                outcome = function(job)
+                outcome = task.function(task.job)
+            except MemoryError:
+                outcome = Failure("out of memory")
             except Exception as error:  # Whatever a decoder throws belongs to this clip, not to the run.
                 outcome = Failure(str(error) or type(error).__name__)
             faulthandler.cancel_dump_traceback_later()
-            pipe.send(outcome)
+            try:
+                pipe.send(outcome)
+            except (BrokenPipeError, ConnectionResetError):  # The parent is gone.
+                return

@@ -41,9 +41,11 @@ def main() -> None:
     clips = load_dataset(config.data).clips[:: max(1, len(load_dataset(config.data).clips) // args.clips)]
     backbone = Backbone(config.backbone, device)
     plain = Backbone(BackboneConfig(engine="torch", precision="fp32"), device)
-    load = functools.partial(decode_and_transform, sampling=config.sampling, transform=backbone.transform)
+    load = functools.partial(
+        decode_and_transform, sampling=config.sampling, decode=config.decode, transform=backbone.transform
+    )
     workers = config.decode.workers or joblib.cpu_count()
-    frames = np.concatenate([load(clip).frames for clip in clips])
+    frames = np.concatenate([load(clip)[0].frames for clip in clips])
     once = [clips[0]]  # A run over one clip: what it costs to start the workers.
     parts = {
         "start": lambda: list(run_isolated(load, once, workers, 60)),

@@ -40,20 +40,35 @@ def write_video(
     pix_fmt: str = "yuv420p",
     ticks: list[int] | None = None,
     rotation: int = 0,
+    size: tuple[int, int] = (96, BITS * CELL),
+    rate: int = 25,
 ) -> Path:
-    """Encodes painted frames at 25 frames/s, or shown at the given `ticks` of 1/25 s."""
+    """Encodes painted frames at `rate` frames/s, or shown at the given `ticks` of 1/25 s; `size` is height, width."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
-        stream.height, stream.width = paint(0).shape[:2]
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
         if rotation:
             stream.set_display_rotation(rotation)
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
-            frame.pts, frame.time_base = (ticks[number] if ticks else number), Fraction(1, 25)
+            frame = av.VideoFrame.from_ndarray(paint(number, *size), format="rgb24")
+            frame.pts, frame.time_base = (ticks[number] if ticks else number), Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def remux(source: Path, path: Path, shift: int = 0, options: dict[str, str] | None = None) -> Path:
+    """Puts the same packets into another container, shown `shift` ticks of 1/25 s later."""
+    with av.open(source) as before, av.open(path, "w", options=options or {}) as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(video=0):
+            if packet.size:
+                ticks = round(Fraction(shift, 25) / packet.time_base)
+                packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+                packet.stream = stream
+                after.mux(packet)
     return path
 
 

@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from pipeline.backbone import Backbone, BackboneConfig
 from pipeline.data import Clip
 from pipeline.errors import KinemaError
 from pipeline.sampling import SamplingConfig
-from pipeline.store import ClipFeatures, FeatureStore
+from pipeline.store import ClipFeatures, FeatureStore, Source
 from pipeline.workers import Failure
 
 from conftest import write_video
@@ -31,15 +34,21 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def store(tmp_path, backbone):
-    store = FeatureStore(tmp_path, backbone, SamplingConfig())
+    store = FeatureStore(tmp_path, backbone, SamplingConfig(), 0.5)
     store.prepare()
     return store
 
 
-def entry(frames=3, width=5, seed=0):
+@pytest.fixture
+def entry(clip):
+    return make_entry(clip)
+
+
+def make_entry(clip, frames=3, width=5, seed=0, planned=None):
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(frames, width)).astype(np.float16)
-    return ClipFeatures(features, np.arange(frames, dtype=np.float32), np.arange(frames), "decord")
+    pts, indices = np.arange(frames, dtype=np.float32), np.arange(frames)
+    return ClipFeatures(features, pts, indices, planned or frames, "decord", Source.of(clip.path))
 
 
 def only_file(store):
@@ -50,21 +59,21 @@ def only_file(store):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 64), st.integers(0, 2**32 - 1))
 def test_what_is_written_is_read(tmp_path_factory, backbone, clip, frames, width, seed):
-    store = FeatureStore(tmp_path_factory.mktemp("store"), backbone, SamplingConfig())
+    store = FeatureStore(tmp_path_factory.mktemp("store"), backbone, SamplingConfig(), 0.5)
     store.prepare()
-    written = entry(frames, width, seed)
+    written = make_entry(clip, frames, width, seed)
     store.write(clip, written)
     read = store.read(clip)
-    assert all(np.array_equal(a, b) for a, b in zip(read, written, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(read[:3], written[:3], strict=True)) and read[3:] == written[3:]
     assert [array.dtype for array in read[:3]] == [np.float16, np.float32, np.int64]
 
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_any_damage_is_noticed(tmp_path_factory, backbone, clip, data):
-    store = FeatureStore(tmp_path_factory.mktemp("store"), backbone, SamplingConfig())
+    store = FeatureStore(tmp_path_factory.mktemp("store"), backbone, SamplingConfig(), 0.5)
     store.prepare()
-    store.write(clip, entry())
+    store.write(clip, make_entry(clip))
     content = bytearray(only_file(store).read_bytes())
     start = content.rindex(b"}") + 1  # Behind the header: the numbers themselves.
     position = data.draw(st.integers(start, len(content) - 1))
@@ -77,8 +86,8 @@ def test_any_damage_is_noticed(tmp_path_factory, backbone, clip, data):
     assert store.read(clip) is None
 
 
-def test_a_changed_source_makes_the_entry_invalid(store, clip):
-    store.write(clip, entry())
+def test_a_changed_source_makes_the_entry_invalid(store, clip, entry):
+    store.write(clip, entry)
     assert store.read(clip) is not None
     stat = clip.path.stat()
     os.utime(clip.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
@@ -89,15 +98,15 @@ def test_a_changed_source_makes_the_entry_invalid(store, clip):
 
 def test_every_setting_that_changes_the_numbers_changes_the_fingerprint(tmp_path, backbone, store):
     others = [
-        FeatureStore(tmp_path, backbone, SamplingConfig(frames=17)),
-        FeatureStore(tmp_path, with_description(backbone, precision="fp32"), SamplingConfig()),
-        FeatureStore(tmp_path, with_description(backbone, weights_sha256="0"), SamplingConfig()),
-        FeatureStore(tmp_path, with_description(backbone, model="resnet18"), SamplingConfig()),
-        FeatureStore(tmp_path, with_description(backbone, transform={"crop_pct": 1}), SamplingConfig()),
+        FeatureStore(tmp_path, backbone, SamplingConfig(frames=17), 0.5),
+        FeatureStore(tmp_path, with_description(backbone, precision="fp32"), SamplingConfig(), 0.5),
+        FeatureStore(tmp_path, with_description(backbone, weights_sha256="0"), SamplingConfig(), 0.5),
+        FeatureStore(tmp_path, with_description(backbone, model="resnet18"), SamplingConfig(), 0.5),
+        FeatureStore(tmp_path, with_description(backbone, transform={"crop_pct": 1}), SamplingConfig(), 0.5),
     ]
     fingerprints = {other.fingerprint for other in [store, *others]}
     assert len(fingerprints) == 6
-    assert FeatureStore(tmp_path, backbone, SamplingConfig()).fingerprint == store.fingerprint
+    assert FeatureStore(tmp_path, backbone, SamplingConfig(), 0.5).fingerprint == store.fingerprint
 
 
 def with_description(backbone, **changes):
@@ -117,22 +126,60 @@ def test_the_ledger_keeps_the_last_reason(store, clip):
     store.record_failure(clip, Failure("empty file"))
     with store.ledger.open("a") as stream:
         stream.write('{"clip": "half a li')
-    assert store.failures() == {clip.id: "empty file"}
+    [line] = store.failures().values()
+    assert (line["clip"], line["reason"], line["attempt"], line["deadly"]) == (clip.id, "empty file", 2, False)
 
 
-def test_a_failed_write_leaves_nothing_behind(store, clip, monkeypatch):
+def test_a_clip_that_ended_two_processes_is_given_up_until_its_file_changes(store, clip):
+    store.record_failure(clip, Failure("timeout 60 s", deadly=True))
+    assert store.given_up() == {clip.id}
+    os.utime(clip.path)
+    assert store.given_up() == set()
+
+
+def test_partial_entries_count_only_if_they_hold_enough(tmp_path, backbone, clip):
+    stores = {share: FeatureStore(tmp_path, backbone, SamplingConfig(), share) for share in (0.5, 0.75, 1)}
+    stores[1].prepare()
+    stores[1].write(clip, make_entry(clip, frames=6, planned=8))
+    assert [share for share, store in stores.items() if store.read(clip)] == [0.5, 0.75]
+
+
+def test_a_touched_source_is_renewed_and_a_changed_one_is_not(store, tmp_path, clip):
+    path = tmp_path / "copy.mp4"
+    path.write_bytes(clip.path.read_bytes())
+    copy = dataclasses.replace(clip, path=path)
+    store.write(copy, make_entry(copy))
+    os.utime(path, ns=(0, 0))
+    assert store.read(copy) is None and store.renew(copy) and store.read(copy) is not None
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert store.read(copy) is None and not store.renew(copy)
+
+
+def test_what_a_killed_writer_left_is_removed(store):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout
+    names = [f".a.safetensors.{pid}.{socket.gethostname()}.{'0' * 32}.tmp" for pid in (dead.strip(), os.getpid())]
+    (store.folder / "aa").mkdir()
+    for name in names:
+        (store.folder / "aa" / name).touch()
+    store.prepare()
+    assert [path.name for path in (store.folder / "aa").iterdir()] == [names[1]]
+
+
+def test_a_failed_write_leaves_nothing_behind(store, clip, entry, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(KinemaError, match="No space left on device"):
-        store.write(clip, entry())
+        store.write(clip, entry)
     assert not list(store.folder.glob("??/*"))
     assert store.read(clip) is None
 
 
 def test_clips_of_one_file_have_entries_of_their_own(store, clip):
     part = dataclasses.replace(clip, id=clip.id + "@0-1", start=0.0, end=1.0)
-    store.write(clip, entry(seed=1))
-    store.write(part, entry(seed=2))
+    store.write(clip, make_entry(clip, seed=1))
+    store.write(part, make_entry(clip, seed=2))
     assert not np.array_equal(store.read(clip).features, store.read(part).features)

@@ -1,4 +1,5 @@
 import ctypes
+import multiprocessing
 import os
 import signal
 import time
@@ -15,26 +16,60 @@ def work(job):
         os.kill(os.getpid(), signal.SIGSEGV)
     if job == "raise":
         raise ValueError("a reason")
+    if job == "hoard":
+        hoard = [bytearray(50_000_000)]
+        while True:
+            hoard.append(bytearray(50_000_000))
+            time.sleep(0.02)
     return job * 2
+
+
+def killed_once(marker):
+    """Is killed from outside in its first run, and answers in its second."""
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "same again"
+
+
+def answer(job):
+    return "second way"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_hangs_and_crashes_cost_only_their_own_job(workers):
-    jobs = [1, "hang", 2, "crash", 3, "raise", 4]
+    jobs = [1, "hang", 2, "crash", 3, "raise", 4, "hoard"]
     began = time.monotonic()
-    outcomes = dict(run_isolated(work, jobs, workers=workers, deadline=2))
+    outcomes = dict(run_isolated(work, jobs, workers=workers, deadline=8, memory=1))
     assert outcomes == {
         **{job: job * 2 for job in (1, 2, 3, 4)},
-        "hang": Failure("timeout 2 s"),
-        "crash": Failure("killed by signal 11"),
+        "hang": Failure("timeout 8 s", deadly=True),
+        "crash": Failure("killed by signal 11", deadly=True),
         "raise": Failure("a reason"),
+        "hoard": Failure("memory limit 1 GiB", deadly=True),
     }
     assert time.monotonic() - began < 60
 
 
-def test_leaving_early_leaves_no_process():
-    import multiprocessing
+@pytest.mark.parametrize("job", ["hang", "crash"])
+def test_a_job_that_ends_its_process_is_tried_the_other_way(job):
+    assert dict(run_isolated(work, [job, 5], 1, deadline=4, fallback=answer)) == {job: "second way", 5: 10}
 
+
+def test_a_job_whose_process_is_killed_from_outside_is_tried_the_same_way(tmp_path):
+    marker = str(tmp_path / "marker")
+    assert dict(run_isolated(killed_once, [marker], 1, deadline=60, fallback=answer)) == {marker: "same again"}
+
+
+def test_an_idle_worker_that_is_killed_is_replaced():
+    outcomes = run_isolated(work, range(4), workers=1, deadline=60)
+    assert next(outcomes) == (0, 0)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGKILL)
+    assert dict(outcomes) == {1: 2, 2: 4, 3: 6}
+
+
+def test_leaving_early_leaves_no_process():
     for _ in run_isolated(work, range(100), workers=2, deadline=10):
         break
     assert not multiprocessing.active_children()
