@@ -52,7 +52,7 @@ lint: setup ## Check style
 	$(BIN)/ruff format --check .
 
 bench: setup demo-data ## Measure decoding, CNN and both together on this machine
-	$(BIN)/python scripts/bench.py $(ARGS)
+	$(BIN)/python scripts/bench/extraction.py $(ARGS)
 
 clean: ## Remove the demo and all caches; keeps your data, features and runs
 	rm -rf data/demo data/runs/demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Measure on this machine how fast clips are decoded, how fast the CNN is, and how close the pipeline comes to both.
 
-    python scripts/bench.py [--clips 96] [--rounds 5]
+    python scripts/bench/extraction.py [--clips 96] [--rounds 5]
 
 Rounds alternate between the parts, so that a noisy machine harms them alike; medians are printed.
 """

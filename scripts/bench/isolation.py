@@ -1,0 +1,96 @@
+"""Measure what it costs to decode in processes that may die, against threads that may not, and the parent's memory.
+
+    python scripts/bench/isolation.py --clips 10000
+
+Both ways decode and resize the same small clips with PyAV, in alternating rounds; the ratio is taken round by round.
+Then all clips are extracted in one go, and the parent's memory is looked at along the way.
+"""
+
+import argparse
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import joblib
+import numpy as np
+import psutil
+import torch
+
+from pipeline.backbone import Backbone, BackboneConfig
+from pipeline.data import Clip
+from pipeline.decode import DecodeConfig
+from pipeline.extract import clip_features, decode_and_transform
+from pipeline.sampling import SamplingConfig
+from pipeline.workers import run_isolated
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=8, help="frames a clip in the comparison")
+    args = parser.parse_args()
+    backbone = Backbone(BackboneConfig(), torch.device("cpu"))
+    decode, workers = DecodeConfig(), joblib.cpu_count()
+    with tempfile.TemporaryDirectory(prefix="kinema-bench-") as temporary:
+        root = Path(temporary)
+        script = Path(__file__).parents[1] / "make_demo_data.py"
+        subprocess.run([sys.executable, script, root, "--groups", "6", "--clips", "2"], check=True, capture_output=True)
+        sources = sorted((root / "videos").rglob("*.*"))
+        clips = []
+        for number in range(args.clips):
+            source = sources[number % len(sources)]
+            path = root / f"{number:06d}{source.suffix}"
+            os.link(source, path)
+            clips.append(Clip(id=path.name, path=path, label="", group=path.name))
+
+        load = functools.partial(
+            decode_and_transform,
+            sampling=SamplingConfig(frames=args.frames),
+            decode=decode,
+            transform=backbone.transform,
+            decoders=("pyav",),
+        )
+
+        def in_threads(part: list[Clip]) -> None:
+            with ThreadPoolExecutor(workers) as pool:
+                for _ in pool.map(load, part):
+                    pass
+
+        def in_processes(part: list[Clip]) -> None:
+            for _ in run_isolated(load, part, workers, decode.deadline, decode.memory):
+                pass
+
+        ratios, rates = [], []
+        size = min(1000, args.clips)
+        for number in range(args.rounds + 1):
+            seconds = []
+            for way in (in_threads, in_processes):
+                began = time.monotonic()
+                way(clips[:size])
+                seconds.append(time.monotonic() - began)
+            if number:  # The first round warms up.
+                ratios.append(seconds[1] / seconds[0])
+                rates.append(size / np.array(seconds))
+        threads, processes = np.median(rates, axis=0)
+        print(f"{size} clips, {args.frames} frames each, {workers} workers, medians of {args.rounds} rounds")
+        print(f"threads {threads:.0f} clips/s, processes {processes:.0f} clips/s, start of the processes included")
+        print(f"time in processes / in threads: {np.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+        memory = [psutil.Process().memory_info().rss / 1e6]
+        milestones = {round(args.clips * share) for share in (0.1, 0.25, 0.5, 0.75, 1)}
+        few = SamplingConfig(frames=2)
+        for done, _ in enumerate(clip_features(clips, backbone, few, decode), 1):
+            if done in milestones:
+                memory.append(psutil.Process().memory_info().rss / 1e6)
+        told = ", ".join(f"{value:.0f}" for value in memory)
+        print(f"memory of the parent over {args.clips} clips, at the start, 10, 25, 50, 75, 100 %: {told} MB")
+
+
+if __name__ == "__main__":
+    main()

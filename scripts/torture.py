@@ -1,0 +1,326 @@
+"""Extract damaged and healthy files together while processes are killed, and check that the store tells the truth.
+
+    python scripts/torture.py --seed 0 --files 2000
+
+Makes damaged files from generated clips, and from the real ones in the folder that KINEMA_TEST_CLIPS names, if any. Then
+checks that every healthy clip has the very features of an undisturbed run; that every damaged one has features of the
+frames that a strict decode of its file gives, or is marked as partial, or stands in the ledger; and that neither process
+nor temporary file is left. Ends with 1 if anything is not as it should be.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+from pipeline.backbone import Backbone, BackboneConfig
+from pipeline.decode import CLOCK_ROUNDING, read_timeline
+from pipeline.store import ClipFeatures, decode_entry, read_ledger
+
+FRAMES = 8
+DEADLINE = 8
+TOKEN = "KINEMA_TORTURE"
+"""An environment variable by which all processes of a run are found."""
+
+
+def generate(folder: Path) -> list[Path]:
+    """Makes healthy clips: MPEG-4 AVI, H.264 MP4, VP9 WebM."""
+    script = Path(__file__).with_name("make_demo_data.py")
+    subprocess.run([sys.executable, script, folder, "--groups", "6", "--clips", "1"], check=True, capture_output=True)
+    return sorted((folder / "videos").rglob("*.*"))
+
+
+def real_clips() -> list[Path]:
+    """Finds real clips, at most forty of each kind."""
+    root = os.environ.get("KINEMA_TEST_CLIPS")
+    found = sorted(Path(root).rglob("v_*.*")) if root else []
+    return [path for suffix in (".avi", ".mp4") for path in [p for p in found if p.suffix == suffix][:40]]
+
+
+def damage(rng: random.Random, sources: list[Path], folder: Path, number: int) -> str:
+    """Makes one damaged file and returns in what way."""
+    source = rng.choice(sources)
+    other = rng.choice(sources).read_bytes()
+    content = bytearray(source.read_bytes())
+    kinds = [
+        "cut off",
+        "bits flipped",
+        "zero block",
+        "spliced",
+        "header of another",
+        "wrong extension",
+        "text",
+        "empty",
+    ]
+    kind = rng.choice(kinds)
+    special = {3: "pipe", 13: "folder", 23: "dangling link", 33: "no permission", 203: "pipe"}
+    kind = special.get(number, kind)
+    path = folder / f"d{number:05d}{source.suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+        return kind
+    if kind == "folder":
+        path.mkdir()
+        return kind
+    if kind == "dangling link":
+        path.symlink_to(folder / "nowhere")
+        return kind
+    if kind == "cut off":
+        content = content[: rng.randrange(1, len(content))]
+    elif kind == "bits flipped":
+        for _ in range(rng.choice((1, 3, 10, 50))):
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    elif kind == "zero block":
+        start, length = rng.randrange(len(content)), rng.choice((64, 512, 4096))
+        content[start : start + length] = bytes(len(content[start : start + length]))
+    elif kind == "spliced":
+        at = rng.randrange(min(len(content), len(other)))
+        content[at:] = other[at:]
+    elif kind == "header of another":
+        length = rng.choice((16, 256, 4096))
+        content[:length] = other[:length]
+    elif kind == "wrong extension":
+        path = path.with_suffix(rng.choice((".mp4", ".avi", ".webm", ".ts", ".wmv")))
+    elif kind == "text":
+        content = bytearray(b"This is not a video.\n" * rng.randrange(1, 500))
+    elif kind == "empty":
+        content = bytearray()
+    path.write_bytes(content)
+    if kind == "no permission":
+        path.chmod(0)
+    return kind
+
+
+def start_extraction(videos: Path, store: Path, token: str, *more: str) -> subprocess.Popen:
+    """Starts `kinema extract` in a process group of its own."""
+    command = [sys.executable, "-m", "pipeline.cli", "extract", "--data.layout", "folder", "--data.root", videos]
+    command += ["--store", store, "--sampling.frames", FRAMES, "--decode.deadline", DEADLINE, *more]
+    environment = {**os.environ, TOKEN: token}
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Waits for an extraction to end well, and returns what it printed last."""
+    printed, _ = process.communicate()
+    if process.returncode:
+        sys.exit(f"extraction ended with {process.returncode}:\n{printed}")
+    return [line for line in printed.splitlines() if line.startswith("extract: ") and " done" in line][-1]
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """Kills the whole process group."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def processes_of(token: str) -> list[psutil.Process]:
+    """Finds all processes of a run."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TOKEN) == token and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def entries_of(store: Path) -> dict[str, ClipFeatures]:
+    """Reads all entries by clip."""
+    read = (decode_entry(path) for path in store.glob("*/??/[!.]*.safetensors"))
+    return {clip_id: entry for clip_id, entry, _ in read}
+
+
+def same(one: ClipFeatures, other: ClipFeatures) -> bool:
+    """Whether two entries hold the same numbers, bit for bit."""
+    return all(np.array_equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+
+
+class WorkerKiller(threading.Thread):
+    """Kills a worker of a run every now and then."""
+
+    def __init__(self, token: str, rng: random.Random):
+        super().__init__(daemon=True)
+        self.token, self.rng, self.killed = token, rng, 0
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(self.rng.uniform(0.2, 1.5)):
+            # A worker is a child of the fork server, which is a child of the command.
+            everyone = processes_of(self.token)
+            numbers = {process.pid: process.ppid() for process in everyone if process.is_running()}
+            workers = [pid for pid, parent in numbers.items() if numbers.get(parent) in numbers]
+            if workers:
+                os.kill(self.rng.choice(workers), signal.SIGKILL)
+                self.killed += 1
+
+
+def strict_frames(path: Path, pts: np.ndarray, indices: np.ndarray) -> list[np.ndarray | None]:
+    """Decodes a whole file from the start, strictly, and looks the frames up: the slow and plain way.
+
+    Returns:
+        uint8 [H,W,3] for each wanted frame, None for one after damage and before the next keyframe, or not there.
+    """
+    timeline = read_timeline(path)
+    shown: list[tuple[float, av.VideoFrame | None]] = []
+    damaged_at: float | None = None
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.thread_count = 1
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                    bad = [frame.time for frame in frames if frame.is_corrupt]
+                except av.FFmpegError:
+                    ticks = packet.dts if packet.pts is None else packet.pts
+                    frames, bad = [], [None if ticks is None else float(ticks * packet.time_base)]
+                for moment in bad:
+                    moment = float("inf") if moment is None else moment
+                    damaged_at = moment if damaged_at is None else max(damaged_at, moment)
+                for frame in frames:
+                    now = len(shown) if timeline.counted else frame.time
+                    later = damaged_at is not None and now > damaged_at + CLOCK_ROUNDING
+                    if frame.key_frame and later and not timeline.counted:
+                        damaged_at = None
+                    shown.append((now, frame if damaged_at is None else None))
+        except av.FFmpegError:
+            pass  # The end of what can be read.
+    times = indices if timeline.counted else pts.astype(np.float64) + timeline.times_N[0]
+    found: list[np.ndarray | None] = []
+    size = None
+    for wanted in times:
+        frame = next((frame for now, frame in shown if abs(now - wanted) <= CLOCK_ROUNDING), None)
+        if frame is not None:
+            size = size or (frame.width, frame.height)
+            picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+            frame = np.rot90(picture, round(frame.rotation / 90) % 4)
+        found.append(frame)
+    return found
+
+
+def agrees(path: Path, entry: ClipFeatures, backbone: Backbone) -> bool:
+    """Whether an entry's features are those of the strictly decoded frames."""
+    frames = strict_frames(path, entry.pts, entry.indices)
+    if any(frame is None for frame in frames):
+        return False
+    images = [np.asarray(backbone.transform(Image.fromarray(frame))) for frame in frames]
+    return np.array_equal(backbone(np.stack(images).transpose(0, 3, 1, 2)), entry.features)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", type=int, default=2000, help="damaged files; a tenth as many healthy ones go along")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    token = uuid.uuid4().hex
+    problems: list[str] = []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="kinema-torture-") as temporary:
+        root = Path(temporary)
+        sources = generate(root / "sources") + real_clips()
+        for folder in ("healthy/Healthy", "all/Healthy", "all/Damaged"):
+            (root / folder).mkdir(parents=True)
+        for number in range(max(12, args.files // 10)):
+            source = rng.choice(sources)
+            for folder in ("healthy/Healthy", "all/Healthy"):
+                os.link(source, root / folder / f"h{number:05d}{source.suffix}") if source.is_relative_to(root) else (
+                    root / folder / f"h{number:05d}{source.suffix}"
+                ).symlink_to(source)
+        kinds: dict[str, str] = {}
+        for number in range(args.files):
+            kind = damage(rng, sources, root / "all/Damaged", number)
+            [path] = (root / "all/Damaged").glob(f"d{number:05d}.*")
+            kinds[f"Damaged/{path.name}"] = kind
+
+        print("undisturbed:", finish(start_extraction(root / "healthy", root / "undisturbed", token)))
+        undisturbed = entries_of(root / "undisturbed")
+        killer = WorkerKiller(token, rng)
+        killer.start()
+        for number in range(3):
+            process = start_extraction(root / "all", root / "store", token)
+            time.sleep(rng.uniform(4, 8 + args.files / 100))
+            if process.poll() is None:
+                print(f"killed whole, time {number + 1}: {len(entries_of(root / 'store'))} entries")
+                kill_all(process)
+            else:
+                print(f"ended before it was killed: {finish(process)}")
+        print("disturbed:", finish(start_extraction(root / "all", root / "store", token)))
+        killer.done.set()
+        killer.join()
+        # As a user would, told that some clips ended two processes.
+        print("the last run:", finish(start_extraction(root / "all", root / "store", token, "--retry-failed")))
+        print(f"{killer.killed} workers killed")
+
+        entries = entries_of(root / "store")
+        [setting] = (root / "store").iterdir()
+        ledger = read_ledger(setting)
+        for clip, entry in undisturbed.items():
+            if clip not in entries:
+                problems.append(f"{clip}: healthy, but not there: {ledger.get(clip, {}).get('reason')}")
+            elif not same(entry, entries[clip]):
+                problems.append(f"{clip}: healthy, but other features than undisturbed")
+        backbone = Backbone(BackboneConfig(), torch.device("cpu"))
+        table: dict[str, Counter[str]] = {}
+        for clip, kind in kinds.items():
+            outcome = "lost"
+            if clip in entries:
+                entry = entries[clip]
+                outcome = "partial" if len(entry.indices) < entry.planned else "as strictly decoded"
+                if not agrees(root / "all" / clip, entry, backbone):
+                    outcome = "WRONG"
+            elif clip in ledger:
+                outcome = "in the ledger"
+            table.setdefault(kind, Counter())[outcome] += 1
+            if outcome in ("lost", "WRONG"):
+                problems.append(f"{clip} ({kind}): {outcome}")
+        left = processes_of(token)
+        problems += [f"process {process.pid} is left" for process in left]
+        problems += [f"{path}: temporary file is left" for path in (root / "store").rglob("*.tmp")]
+        verify = [sys.executable, "-m", "pipeline.cli", "store", "verify", "--deep", "--store", str(root / "store")]
+        verified = subprocess.run(verify, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        print(verified.stdout.splitlines()[-1])
+        if verified.returncode:
+            problems.append(verified.stderr.strip())
+
+    outcomes = ["as strictly decoded", "partial", "in the ledger", "WRONG", "lost"]
+    print(f"\n| {'damage':18} | files | " + " | ".join(outcomes) + " |")
+    print("|:--|" + "--:|" * (len(outcomes) + 1))
+    for kind, counts in sorted(table.items()):
+        row = " | ".join(f"{counts[outcome]:{len(outcome)}}" for outcome in outcomes)
+        print(f"| {kind:18} | {counts.total():5} | {row} |")
+    verdict = "failed" if problems else "passed"
+    print(
+        f"\n{verdict}: seed {args.seed}, {args.files} damaged and {len(undisturbed)} healthy files, "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    print(*problems, sep="\n")
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()
