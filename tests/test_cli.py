@@ -1,11 +1,19 @@
 """What a user meets: help, settings, and one line for each thing that goes wrong."""
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from pipeline.cli import main
+from pipeline.store import decode_entry
 
 from conftest import REPOSITORY, kinema, write_video
 
@@ -122,6 +130,185 @@ BAD_CLIPS = {
 }
 
 
+def healthy(folder, clips=4):
+    for number in range(clips):
+        write_video(folder / "Good" / f"{number}.mp4", "libx264", frames=5)
+    return folder
+
+
+def extract(tmp_path, *more, code=0):
+    """Extracts `tmp_path/videos` into `tmp_path/store`, two frames a clip."""
+    places = ["--data.root", tmp_path / "videos", "--store", tmp_path / "store", "--sampling.frames", 2]
+    return kinema("extract", *places, *more, code=code)
+
+
+def test_a_pipe_that_never_gives_a_byte_costs_its_deadline_and_no_clip(tmp_path):
+    healthy(tmp_path / "videos")
+    os.mkfifo(tmp_path / "videos" / "Good" / "clip.avi")
+    began = time.monotonic()
+    assert "4 done, 0 skipped, 1 failed" in extract(tmp_path, "--decode.deadline", 4)[0]
+    assert time.monotonic() - began < 30
+    [ledger] = (tmp_path / "store").glob("*/failures.jsonl")
+    [line] = map(json.loads, ledger.open())
+    assert (line["clip"], line["reason"], line["attempt"]) == ("Good/clip.avi", "timeout 4 s", 1)
+    again, _ = extract(tmp_path, "--decode.deadline", 4)
+    assert "0 done, 4 skipped, 0 failed" in again and "not tried again: 1 clips" in again
+    assert "0 done, 4 skipped, 1 failed" in extract(tmp_path, "--decode.deadline", 1, "--retry-failed")[0]
+
+
+def test_shards_do_all_clips_between_them(tmp_path):
+    healthy(tmp_path / "videos", clips=5)
+    assert "3 done, 0 skipped" in extract(tmp_path, "--shard", "1/2")[0]
+    assert "2 done, 0 skipped" in extract(tmp_path, "--shard", "2/2")[0]
+    assert "0 done, 5 skipped" in extract(tmp_path)[0]
+    fails(2, "expected I/N with I from 1 to N", "extract", "--shard", "3/2")
+
+
+def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
+    healthy(tmp_path / "videos")
+    extract(tmp_path)
+    store = ["--store", tmp_path / "store"]
+    listed, _ = kinema("store", *store)
+    [folder] = (tmp_path / "store").iterdir()
+    assert folder.name in listed and "tf_efficientnet_lite0" in listed
+    assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
+
+    damaged, *_ = folder.glob("??/*.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    clips = sorted((tmp_path / "videos" / "Good").iterdir())
+    ids = {clip_id: path for path in folder.glob("??/*.safetensors") if path != damaged for clip_id in [id_of(path)]}
+    touched, changed, gone = (tmp_path / "videos" / clip_id for clip_id in sorted(ids))
+    os.utime(touched)
+    changed.write_bytes(changed.read_bytes() + b"x")
+    gone.unlink()
+    out, error = kinema("store", "verify", *store, code=1)
+    assert all(f"1 {kind}" in out for kind in ("damaged", "touched", "outdated", "orphan"))
+    assert error.splitlines()[-1].startswith("kinema: ") and "4 entries are not right" in error
+    _, error = kinema("store", "verify", "--mend", *store, code=1)
+    assert "1 entries are not right; kinema store prune --orphans" in error
+    assert "removed 1 entries" in kinema("store", "prune", "--orphans", *store)[0]
+    assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
+    assert "2 done, 1 skipped, 0 failed" in extract(tmp_path)[0] and len(clips) == 4
+
+    fails(2, "no setting 0123", "store", "prune", "0123", *store)
+    kinema("store", "prune", folder.name, *store)
+    assert not folder.exists()
+
+
+def id_of(path):
+    return decode_entry(path)[0]
+
+
+def test_a_touched_data_set_is_not_computed_again(tmp_path):
+    for clip in (healthy(tmp_path / "videos") / "Good").iterdir():
+        os.utime(clip, ns=(0, 0))
+    extract(tmp_path)
+    for clip in (tmp_path / "videos" / "Good").iterdir():
+        os.utime(clip)
+    assert "0 done, 4 skipped, 0 failed" in extract(tmp_path)[0]
+
+
+def test_failures_are_grouped_and_can_be_looked_at(tmp_path):
+    healthy(tmp_path / "videos")
+    for number in range(3):
+        (tmp_path / "videos" / "Good" / f"text{number}.avi").write_text("This is not a video.")
+    (tmp_path / "videos" / "Good" / "empty.avi").touch()
+    extract(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        f"data: {{root: {tmp_path / 'videos'}}}\nstore: {tmp_path / 'store'}\nsampling: {{frames: 2}}\n"
+    )
+    out, _ = kinema("failures", tmp_path / "c.yaml")
+    assert "4 of 8 clips could not be read" in out and "3 x Invalid data" in out and "1 x empty file" in out
+    assert f"kinema failures {tmp_path / 'c.yaml'} --clip Good/text0.avi" in out
+    out, _ = kinema("failures", tmp_path / "c.yaml", "--clip", "Good/0.mp4")
+    assert "container: 5 of 5 frames" in out and "decord: 4 of 4 frames" in out and "pyav: 4 of 4 frames" in out
+    out, _ = kinema("failures", tmp_path / "c.yaml", "--clip", "Good/text0.avi")
+    assert out.count("Invalid data") == 3
+    fails(2, "no such clip", "failures", tmp_path / "c.yaml", "--clip", "Good/none.avi")
+
+
+def test_too_many_missing_clips_stop_training(settings_of_small_set, small_set, extracted, tmp_path):
+    videos = tmp_path / "videos"
+    shutil.copytree(small_set / "videos", videos)
+    settings = [*settings_of_small_set, "--data.root", videos, "--store", tmp_path / "store", "--runs", tmp_path]
+    damaged = sorted((videos / "Grow").iterdir())[1:3]
+    for clip in damaged:
+        clip.write_text("This is not a video.")
+    kinema("extract", *settings)
+    _, error = kinema("train", *settings, "--run", "few", code=1)
+    assert "could not be read (Grow" in error and "more than --max-missing 0.05 allows" in error
+    out, _ = kinema("train", *settings, "--run", "few", "--train.epochs", 1, "--max-missing", 0.5)
+    assert "could not be read (Grow" in out
+
+
+def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can be made by root alone")
+    try:
+        healthy(tmp_path / "videos", clips=120)
+        settings = ["--store", disk / "store", "--sampling.frames", 4]
+        _, error = extract(tmp_path, *settings, code=1)
+        assert "No space left on device: about" in error and "MB are missing" in error and str(disk) in error
+        assert error.splitlines()[-1].startswith("kinema: ")
+        subprocess.run([*mount[:4], "remount,size=40m", str(disk)], check=True)
+        out, _ = extract(tmp_path, *settings)
+        assert re.search(r"\d+ done, [1-9]\d* skipped, 0 failed", out)
+        assert "nothing wrong" in kinema("store", "verify", "--deep", "--store", disk / "store")[0]
+        subprocess.run([*mount[:4], "remount,ro", str(disk)], check=True)
+        assert "0 done, 120 skipped, 0 failed" in extract(tmp_path, *settings)[0]
+        write_video(tmp_path / "videos" / "Good" / "new.mp4", "libx264", frames=5)
+        assert "Read-only file system" in extract(tmp_path, *settings, code=1)[1]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_extraction_ends_clean(tmp_path, number):
+    healthy(tmp_path / "videos", clips=60)
+    command = [sys.executable, "-m", "pipeline.cli", "extract", "--data.root", tmp_path / "videos"]
+    command += ["--store", tmp_path / "store", "--sampling.frames", "4"]
+    process = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "store").glob("*/??/*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert error.splitlines()[-1].startswith("kinema: interrupted; what is done is kept")
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert len(children) >= 3 and not alive
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_names_cannot_steer_the_terminal_or_break_the_report(tmp_path):
+    names = ["\x1b[2Jclear", "new\nline", "<script>", "a|b", "$x", os.fsdecode(b"latin\xe9")]
+    for name in names:
+        for number in range(4):
+            write_video(tmp_path / "videos" / name / f"{name.replace('|', '')}{number}.mp4", "libx264", frames=5)
+    (tmp_path / "videos" / names[0] / "bad\x07.mp4").write_text("This is not a video.")
+    settings = ["--data.root", tmp_path / "videos", "--store", tmp_path / "store", "--sampling.frames", 2]
+    settings += ["--runs", tmp_path, "--tracking", "off", "--max-missing", 1]
+    printed = [*kinema("extract", *settings), *kinema("train", *settings, "--run", "odd", "--train.epochs", 1)]
+    printed += kinema("evaluate", tmp_path / "odd")
+    printed += kinema("predict", tmp_path / "odd", tmp_path / "videos" / names[0] / "bad\x07.mp4", code=1)
+    printed += kinema("predict", tmp_path / "odd", next((tmp_path / "videos" / names[0]).glob("*0.mp4")))
+    assert not any(char in text for text in printed for char in "\x1b\x07")
+    report = (tmp_path / "odd" / "report.md").read_text()
+    assert "<script>" not in report and "&lt;script&gt;" in report and "a&#124;b" in report
+    assert len((tmp_path / "odd" / "classes.txt").read_text().splitlines()) == len(names)
+
+
+@pytest.mark.slow
+def test_torture():
+    command = [sys.executable, REPOSITORY / "scripts" / "torture.py", "--files", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0 and "passed: seed 0, 60 damaged" in done.stdout, done.stdout + done.stderr
+
+
 def test_nothing_readable_is_a_failure(tmp_path):
     (tmp_path / "videos" / "a").mkdir(parents=True)
     for number in range(9):
@@ -148,7 +335,6 @@ def test_predict_answers_for_every_file(tmp_path, small_set, trained):
 
 def test_broken_bundles_are_refused_in_one_line(trained, tmp_path):
     import pickle
-    import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)

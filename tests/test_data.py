@@ -170,6 +170,24 @@ def test_wrong_csv_rows_are_named(tmp_path, header, row, message):
         load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "list.csv"))
 
 
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../secret.mp4"])
+def test_lists_may_not_name_files_outside_of_the_root(tmp_path, name):
+    touch(tmp_path / "videos", "x.mp4")
+    touch(tmp_path, "secret.mp4")
+    lists = write_csv(tmp_path / "list.csv", ("path", "label"), ("x.mp4", "a"), (name, "b"))
+    with pytest.raises(KinemaError, match=r"list.csv:3: .* is outside of data\.root") as caught:
+        load_dataset(DataConfig(root=tmp_path / "videos", lists=lists))
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_may_name_files_below_the_root_in_any_way(tmp_path):
+    names = [f"{letter}.mp4" for letter in "abcdefgh"]
+    touch(tmp_path / "videos", *names)
+    spelled = [str(tmp_path / "videos" / name) if name < "e" else f"./{name}" for name in names]
+    lists = write_csv(tmp_path / "list.csv", ("path", "label"), *((name, len(name) % 2) for name in spelled))
+    assert [clip.id for clip in load_dataset(DataConfig(root=tmp_path / "videos", lists=lists)).clips] == names
+
+
 def test_kinetics_leaves_out_what_is_gone_and_says_so(tmp_path, capsys):
     touch(tmp_path / "videos", *(f"id{n}_000010_000020.mp4" for n in range(6)), "whole.mp4")
     rows = [("label", "youtube_id", "time_start", "time_end", "split")]
