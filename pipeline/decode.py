@@ -70,7 +70,11 @@ class DecodeConfig:
 
 
 class DecodeError(Exception):
-    """A clip that cannot be read; the message is the reason in a few words."""
+    """A clip that cannot be read; the message is the reason in a few words, `decoder` who found it."""
+
+    def __init__(self, reason: str, decoder: str = "container"):
+        super().__init__(reason)
+        self.decoder = decoder
 
 
 class Timeline(NamedTuple):
@@ -135,10 +139,10 @@ def decode_clip(
             return DecodedClip(pixels, from_first_N[indices].astype(np.float32), indices, len(indices), "decord")
         except DecodeError as error:
             if decoders == ("decord",):
-                raise DecodeError(f"decord: {error}") from None
+                raise DecodeError(str(error), "decord") from None
     found = read_pyav(path, timeline, indices, config.max_pixels)
     if len(found) < max(1, config.partial * len(indices)):
-        raise DecodeError(f"damaged: {len(found)} of {len(indices)} planned frames can be read")
+        raise DecodeError(f"damaged: {len(found)} of {len(indices)} planned frames can be read", "pyav")
     readable = indices[list(found)]
     pts = from_first_N[readable].astype(np.float32)
     return DecodedClip(np.stack(list(found.values())), pts, readable, len(indices), "pyav")
@@ -205,6 +209,8 @@ def read_timeline(path: Path, config: DecodeConfig | None = None) -> Timeline:
         distrust = f"does not seek right in {name} with dropped frames"
     elif reorders and codec not in DECORD_REORDERS_RIGHT:
         distrust = f"does not seek right in {codec} with B-frames"
+    elif not reorders and any(after.tick < before.tick for before, after in itertools.pairwise(pictures)):
+        distrust = "its times run backwards"
     elif cut_off or (name == "avi" and index != [(packet.tick, packet.size, packet.is_keyframe) for packet in packets]):
         distrust = "loses count where packets are missing or the index is wrong"
     missing_M = times_N[-1] + np.arange(1, cut_off + 1) / rate

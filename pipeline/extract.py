@@ -29,17 +29,15 @@ def decode_and_transform(
     decode: DecodeConfig,
     transform: Callable,
     decoders: tuple[str, ...] = ("decord", "pyav"),
-) -> tuple[DecodedClip, Source]:
-    """Reads a clip's planned frames, resized and cropped for the CNN: `frames` is uint8 [T,3,H,W].
-
-    Raises:
-        DecodeError: the clip cannot be read.
-    """
+) -> tuple[DecodedClip, Source] | Failure:
+    """Reads a clip's planned frames, resized and cropped for the CNN: `frames` is uint8 [T,3,H,W]."""
     try:
         source = Source.of(clip.path)
+        decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
     except OSError as error:
-        raise DecodeError(error.strerror) from None
-    decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
+        return Failure(error.strerror, "file")
+    except DecodeError as error:
+        return Failure(str(error), error.decoder)
     images = [np.asarray(transform(Image.fromarray(frame))) for frame in decoded.frames]
     return decoded._replace(frames=np.stack(images).transpose(0, 3, 1, 2)), source
 

@@ -37,9 +37,11 @@ def warm_up() -> None:
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a job that gave no result; `deadly` if it ended two processes."""
+    """What became of a job that gave no result; `decoder` is who gave up, '' if the process ended before it could tell;
+    `deadly` if it ended two processes."""
 
     reason: str
+    decoder: str = ""
     deadly: bool = False
 
 
@@ -56,7 +58,7 @@ def run_isolated(
     Each worker holds at most one finished result until it is asked for, so memory is bounded by `workers`.
 
     Args:
-        function: called with one job; an exception it raises becomes a `Failure` with its message.
+        function: called with one job; it may return a `Failure`, and an exception it raises becomes one.
         jobs: taken lazily.
         workers: how many processes.
         deadline: seconds that one job may take, half of them in each of two tries.
