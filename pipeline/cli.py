@@ -153,6 +153,10 @@ def _run(argv: list[str]) -> None:
         from pipeline import upkeep
 
         root = build(Config, args.config, overrides).store
+        if (args.fingerprints or args.orphans) and args.action != "prune":
+            raise ConfigError(f"store {args.action}: FINGERPRINT and --orphans are for prune")
+        if (args.deep or args.mend) and args.action != "verify":
+            raise ConfigError(f"store {args.action}: --deep and --mend are for verify")
         if args.action == "list":
             upkeep.list_store(root)
         elif args.action == "verify":

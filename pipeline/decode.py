@@ -30,6 +30,7 @@ from pipeline.sampling import plan_frames
 from pipeline.settings import settings
 
 decord.logging.set_level(decord.logging.INFO)
+av.logging.set_level(av.logging.ERROR)
 
 CONTAINERS = (
     *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "mpegts", "mpeg", "mpegvideo", "h264", "hevc"),
@@ -42,6 +43,12 @@ DECORD_SEEKS_RIGHT = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv")
 
 DECORD_REORDERS_RIGHT = ("h264", "hevc")
 """The codecs with B-frames of which decord returns the frame that it seeks; in MPEG-4 it returns a neighbour."""
+
+STREAMED = ("mpegts", "mpeg")
+"""The containers without an index, whose frames come at a steady rate."""
+
+GAP = 1.75
+"""Frames from one packet to the next that tell that some were lost in between; a repeated field makes it 1.5."""
 
 CUT_OFF = 0.05
 """Share of the announced duration that must be missing before a file counts as cut off: headers are often a bit off."""
@@ -93,13 +100,14 @@ class Timeline(NamedTuple):
 
 class _Packet(NamedTuple):
     """What a timeline is made from: presentation tick (None: unknown), duration in ticks, size in bytes, whether it is
-    a keyframe, and whether an edit list hides it."""
+    a keyframe, whether an edit list hides it, and whether the container is damaged there."""
 
     tick: int | None
     duration: int
     size: int
     is_keyframe: bool
     is_discard: bool
+    torn: bool
 
 
 class DecodedClip(NamedTuple):
@@ -167,16 +175,10 @@ def read_timeline(path: Path, config: DecodeConfig | None = None) -> Timeline:
         reorders = bool(stream.codec_context.has_b_frames)
         if stream.width * stream.height > config.max_pixels:
             raise DecodeError(f"frames of {stream.width}x{stream.height} are over the limit decode.max_pixels")
-        index = [(entry.timestamp, entry.size, entry.is_keyframe) for entry in stream.index_entries]
+        index = [entry.size for entry in stream.index_entries]
         packets = [
-            _Packet(
-                packet.dts if packet.pts is None else packet.pts,
-                packet.duration or 0,
-                packet.size,
-                packet.is_keyframe,
-                packet.is_discard,
-            )
-            for packet in _packets(container, stream)
+            _Packet(_tick(packet), packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard, torn)
+            for packet, torn in _packets(container, stream)
             if packet.size
         ]
         rate, second = float(stream.average_rate or stream.guessed_rate or 25), float(stream.time_base)
@@ -209,12 +211,20 @@ def read_timeline(path: Path, config: DecodeConfig | None = None) -> Timeline:
         distrust = f"does not seek right in {name} with dropped frames"
     elif reorders and codec not in DECORD_REORDERS_RIGHT:
         distrust = f"does not seek right in {codec} with B-frames"
+    elif any(packet.torn for packet in packets):
+        distrust = "loses count where the container is damaged"
     elif not reorders and any(after.tick < before.tick for before, after in itertools.pairwise(pictures)):
         distrust = "its times run backwards"
-    elif cut_off or (name == "avi" and index != [(packet.tick, packet.size, packet.is_keyframe) for packet in packets]):
+    elif cut_off or (name == "avi" and index != [packet.size for packet in packets]):
         distrust = "loses count where packets are missing or the index is wrong"
     missing_M = times_N[-1] + np.arange(1, cut_off + 1) / rate
-    return Timeline(np.concatenate([times_N, missing_M]), len(times_N), counted, distrust)
+    present = len(times_N)
+    if name == "avi" and len(index) > 1:
+        # Its packets are told apart by counting them: from where they part from the index, none can be named.
+        both = zip(index, packets, strict=False)
+        agree = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1].size, both))
+        present = present if agree == len(index) == len(packets) else max(agree - 1, 0)
+    return Timeline(np.concatenate([times_N, missing_M]), present, counted, distrust)
 
 
 def read_decord(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray:
@@ -227,7 +237,7 @@ def read_decord(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarr
         raise DecodeError(timeline.distrust)
     try:
         with _complaints() as complaints:
-            reader = decord.VideoReader(str(path), num_threads=1, fault_tol=0)
+            reader = decord.VideoReader(os.path.abspath(path), num_threads=1, fault_tol=0)
             own_times_N = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
             times_N = timeline.times_N - timeline.times_N[0] + own_times_N[0]
             same_length = len(own_times_N) == len(times_N)
@@ -235,7 +245,7 @@ def read_decord(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarr
                 raise DecodeError("time table differs from the container's")
             frames = reader.get_batch(indices).asnumpy()
             del reader  # Ends its threads, which may complain too.
-    except (decord.DECORDError, RuntimeError) as error:
+    except (decord.DECORDError, RuntimeError, UnicodeEncodeError) as error:
         raise DecodeError(first_line(error)) from None
     if complaints:
         raise DecodeError(f"complains: {complaints[0]}")
@@ -271,20 +281,21 @@ def read_pyav(
         shown_frames, last = 0, -math.inf
         damaged_at = -math.inf  # The latest damage; what is shown is whole once a keyframe has come after it.
         whole = True
-        for sent, packet in enumerate(_packets(container, stream)):
+        for sent, (packet, torn) in enumerate(_packets(container, stream)):
+            tick = _tick(packet)
+            at = math.inf if tick is None else float(tick * stream.time_base)
             frames: list[av.VideoFrame] = []
-            damage: list[float | None] = []
+            damage = [at] if torn else []
             try:
                 frames = packet.decode()
-                damage = [frame.time for frame in frames if frame.is_corrupt]
+                damage += [frame.time or math.inf for frame in frames if frame.is_corrupt]
             except av.FFmpegError:
-                tick = packet.dts if packet.pts is None else packet.pts
-                damage = [None if tick is None else float(tick * stream.time_base)]
+                damage.append(at)
             if damage and timeline.counted:
                 lost_before = sent - shown_frames > 1 + stream.codec_context.has_b_frames
                 return {} if lost_before else found
             if damage:
-                damaged_at, whole = max(damaged_at, *(math.inf if at is None else at for at in damage)), False
+                damaged_at, whole = max(damaged_at, *damage), False
             for frame in frames:
                 now = shown_frames if timeline.counted else frame.time
                 shown_frames += 1
@@ -299,7 +310,7 @@ def read_pyav(
             if not wanted and not timeline.counted:
                 break
     # A decoder may keep the very last frame for itself, but if it lost more, the count is not to be believed.
-    if timeline.counted and shown_frames not in (timeline.present, timeline.present - 1):
+    if timeline.counted and shown_frames < timeline.present - 1:
         return {}
     return found
 
@@ -310,7 +321,11 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}
     try:
         # The absolute path begins with a slash, so no name can be taken for a protocol, as `concat:a|b` would be.
-        with av.open(os.path.abspath(path), options=options, metadata_errors="replace") as container:
+        # What FFmpeg logs is captured, and so kept from the terminal.
+        with (
+            av.logging.Capture(),
+            av.open(os.path.abspath(path), options=options, metadata_errors="replace") as container,
+        ):
             yield container
     except av.ArgumentError:
         raise DecodeError("not a video container") from None
@@ -318,10 +333,30 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
         raise DecodeError(error.strerror or first_line(error)) from None
 
 
-def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """Yields the packets up to the end of the file, or up to where it can be read no further."""
-    with suppress(av.FFmpegError):
-        yield from container.demux(stream)
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[tuple[av.Packet, bool]]:
+    """Yields the packets up to the end of the file, or up to where it can be read no further.
+
+    With each comes whether the container is damaged just before or after it, so that it may be cut short, and others be
+    lost. In MPEG streams a gap in the decoding times tells that.
+    """
+    previous: tuple[av.Packet, bool] | None = None
+    gap = GAP / float(stream.average_rate * stream.time_base) if container.format.name in STREAMED else math.inf
+    expected = math.inf
+    with suppress(av.FFmpegError), av.logging.Capture() as log:
+        for packet in container.demux(stream):
+            torn = packet.is_corrupt or any(line[1] == container.format.name for line in log)
+            log.clear()
+            if packet.dts is not None:
+                torn, expected = torn or packet.dts > expected, packet.dts + gap
+            if previous:
+                yield previous[0], previous[1] or torn
+            previous = packet, torn
+    if previous:
+        yield previous
+
+
+def _tick(packet: av.Packet) -> int | None:
+    return packet.dts if packet.pts is None else packet.pts
 
 
 @contextmanager
@@ -329,7 +364,8 @@ def _complaints() -> Iterator[list[str]]:
     """Collects what native code writes to standard error: the only place where decord tells of damage."""
     lines: list[str] = []
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    in_memory = hasattr(os, "memfd_create")  # So that no full disk swallows a complaint.
+    with os.fdopen(os.memfd_create("complaints"), "rb") if in_memory else tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield lines

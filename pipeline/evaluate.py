@@ -119,7 +119,7 @@ def _track(
     one = SamplingConfig(frames=1)
     load = functools.partial(decode_and_transform, sampling=one, decode=config.decode, transform=backbone.transform)
     predictions = wandb.Table(["frame", "clip", "label", "predicted", "probability"])
-    for clip, frame in run_isolated(load, shown, workers=1, deadline=config.decode.deadline):
+    for clip, frame in run_isolated(load, shown, 1, config.decode.deadline, config.decode.memory):
         picture = None if isinstance(frame, Failure) else wandb.Image(frame[0].frames[0].transpose(1, 2, 0))
         row = shown[clip]
         predictions.add_data(picture, clip.id, row["label"], row["predicted"], row["probability"])

@@ -7,6 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 import joblib
 import numpy as np
@@ -112,7 +113,11 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
             nonlocal skipped, given_up
             # Looked up one by one as their turn comes, so that what another process has done meanwhile is skipped too.
             for clip in clips:
-                if store.read(clip) or store.renew(clip):
+                entry = store.read(clip)
+                if entry and entry.source.path != str(clip.path.resolve()):
+                    with suppress(KinemaError):  # A store that cannot be written may still be read.
+                        store.renew(clip)
+                if entry or store.renew(clip):
                     skipped += 1
                 elif clip.id in deadly:
                     given_up += 1
@@ -143,5 +148,5 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
         print(f"not tried again: {given_up} clips that ended two processes before; --retry-failed tries them")
     if failed or given_up:
         print(f"failures: {os.path.relpath(store.ledger)}, grouped by: kinema failures CONFIG")
-    if failed and not done and not skipped:
+    if (failed or given_up) and not done and not skipped:
         raise KinemaError(f"none of {len(clips)} clips could be read; the reasons are in {store.ledger}")

@@ -10,9 +10,11 @@ import errno
 import functools
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +44,7 @@ class Source:
     def of(cls, path: Path) -> "Source":
         """Looks at a file as it is now."""
         with path.open("rb") as stream:
-            stat = path.stat()
+            stat = os.fstat(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, digest)
 
@@ -95,12 +97,16 @@ class FeatureStore:
         manifest = self.folder / "manifest.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not self.backbone_file.exists():
+            if not _is_whole(self.backbone_file):
                 with moved_into_place(self.backbone_file) as temporary:
                     self.backbone.save(temporary)
-            if not manifest.exists():
+            text = json.dumps(self.setting, indent=2) + "\n"
+            if not manifest.exists() or manifest.read_text(errors="replace") != text:
                 with moved_into_place(manifest) as temporary:
-                    temporary.write_text(json.dumps(self.setting, indent=2) + "\n")
+                    temporary.write_text(text)
+            if self.ledger.exists() and not self.ledger.read_bytes().endswith(b"\n"):
+                with self.ledger.open("a") as stream:  # A full disk or a kill cut the last line off.
+                    stream.write("\n")
         except (OSError, safetensors.SafetensorError) as error:
             raise self._refusal(self.folder, error, self.backbone.bytes) from None
         for leftover in abandoned(self.folder):
@@ -137,7 +143,7 @@ class FeatureStore:
         return entry if fresh and len(entry.indices) >= self.partial * entry.planned else None
 
     def renew(self, clip: Clip) -> bool:
-        """Notes the new time of a file that was touched or copied but holds what it held; False if it does not."""
+        """Notes the new time and place of a file that was touched, copied or moved; False if its content is another."""
         try:
             _, entry, engine = decode_entry(entry_path(self.folder, clip.id))
             if entry.source.size != clip.path.stat().st_size or len(entry.indices) < self.partial * entry.planned:
@@ -157,29 +163,27 @@ class FeatureStore:
             KinemaError: the ledger cannot be written.
         """
         self._attempts[clip.id] += 1
-        line = {"clip": clip.id, "path": str(clip.path), **asdict(failure), "attempt": self._attempts[clip.id]}
-        line |= {"state": _state(clip.path), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        line = {"clip": clip.id, "path": str(clip.path.resolve()), **asdict(failure)}
+        line |= {"attempt": self._attempts[clip.id], "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        text = json.dumps(line | {"state": _state(clip.path)}) + "\n"
         try:
             with self.ledger.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
+                stream.write(text)
         except OSError as error:
-            raise self._refusal(self.ledger, error, len(json.dumps(line))) from None
+            raise self._refusal(self.ledger, error, len(text)) from None
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """Returns the last line of each clip in the ledger, by clip id."""
-        return read_ledger(self.folder)
+        """Returns the last line of each clip in the ledger whose file is still as it was, by clip id."""
+        lines = read_ledger(self.folder)
+        return {name: line for name, line in lines.items() if line["state"] == _state(Path(line["path"]))}
 
     def given_up(self) -> set[str]:
         """Returns the ids of clips that ended two processes and whose file is still the same."""
-        return {
-            clip_id
-            for clip_id, line in self.failures().items()
-            if line["deadly"] and line["state"] == _state(Path(line["path"]))
-        }
+        return {clip_id for clip_id, line in self.failures().items() if line["deadly"]}
 
     @functools.cached_property
     def _attempts(self) -> Counter[str]:
-        return Counter({clip_id: line["attempt"] for clip_id, line in self.failures().items()})
+        return Counter({clip_id: line["attempt"] for clip_id, line in read_ledger(self.folder).items()})
 
     def _refusal(self, path: Path, error: Exception, needed: int) -> KinemaError:
         reason = getattr(error, "strerror", None) or str(error)
@@ -200,8 +204,12 @@ def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
     ledger = folder / "failures.jsonl"
     if not ledger.exists():
         return {}
-    lines = (json.loads(line) for line in ledger.read_text().splitlines() if line.endswith("}"))
-    return {line["clip"]: line for line in lines}
+    found = {}
+    for text in ledger.read_text(errors="replace").splitlines():
+        with suppress(ValueError):  # A line that a full disk or a kill cut off.
+            line = json.loads(text)
+            found[line["clip"]] = line
+    return found
 
 
 def entry_path(folder: Path, clip_id: str) -> Path:
@@ -246,9 +254,18 @@ def decode_entry(path: Path) -> tuple[str, ClipFeatures, str]:
     return about["clip"], entry, about["engine"]
 
 
+def _is_whole(path: Path) -> bool:
+    try:
+        with safetensors.safe_open(path, framework="np"):
+            return True
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
 def _checksum(arrays: dict[str, np.ndarray], about: str) -> str:
     digest = hashlib.sha256(about.encode())
     for name in sorted(arrays):
+        digest.update(f"{arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]))
     return digest.hexdigest()
 

@@ -15,6 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.atomic import abandoned, moved_into_place
 from pipeline.backbone import Backbone, resolve_device
@@ -23,7 +24,7 @@ from pipeline.data import Clip, load_dataset
 from pipeline.decode import DecodeConfig, decode_clip, read_timeline
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
-from pipeline.store import DamagedEntry, FeatureStore, Source, decode_entry, encode_entry, read_ledger
+from pipeline.store import DamagedEntry, FeatureStore, Source, decode_entry, encode_entry, entry_path, read_ledger
 from pipeline.workers import Failure, run_isolated
 
 
@@ -31,14 +32,19 @@ def list_store(root: Path) -> None:
     """Prints a line for each setting that the store has features of."""
     print("fingerprint       model                     frames  precision   clips  unread      size  last written")
     for folder in _settings(root):
-        setting = json.loads((folder / "manifest.json").read_text())
+        try:
+            setting = json.loads((folder / "manifest.json").read_text())
+        except ValueError:
+            print(f"{folder.name}  its manifest.json is damaged; kinema extract with the same config writes it anew")
+            continue
         files = list(_entries(folder))
         size = sum(file.stat().st_size for file in files)
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
         backbone = setting["backbone"]
+        unread = sum(not entry_path(folder, clip_id).exists() for clip_id in read_ledger(folder))
         print(
             f"{folder.name}  {backbone['model']:24}  {setting['sampling']['frames']:6}  {backbone['precision']:9} "
-            f"{len(files):7} {len(read_ledger(folder)):7} {size / 1e6:6.1f} MB  "
+            f"{len(files):7} {unread:7} {size / 1e6:6.1f} MB  "
             f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(newest))}"
         )
 
@@ -61,12 +67,12 @@ def verify_store(root: Path, deep: bool, mend: bool) -> None:
         with progress(f"verify {folder.name}", len(files), "entries") as bar:
             for file in files:
                 if problem := _problem(file, deep):
-                    kind, detail = problem
-                    found[kind] += 1
-                    print(f"{os.path.relpath(file)}: {kind}: {printable(detail)}")
-                    if mend and kind == "touched":
-                        _note_new_time(file)
-                    elif mend and kind != "orphan":
+                    found[problem.kind] += 1
+                    print(f"{os.path.relpath(file)}: {problem.kind}: {printable(problem.detail)}")
+                    if mend and problem.renewed:
+                        with moved_into_place(file) as temporary:
+                            temporary.write_bytes(problem.renewed)
+                    elif mend and problem.kind in ("damaged", "outdated"):
                         file.unlink(missing_ok=True)
                 bar.update()
         for leftover in abandoned(folder):
@@ -76,7 +82,7 @@ def verify_store(root: Path, deep: bool, mend: bool) -> None:
                 leftover.unlink(missing_ok=True)
     total = ", ".join(f"{count} {kind}" for kind, count in found.items()) or "nothing wrong"
     print(f"verify: {total}{' (mended)' if mend and found else ''}")
-    unmended = found["orphan"] if mend else found.total()
+    unmended = found["orphan"] + found["unreadable"] if mend else found.total()
     if unmended:
         advice = "kinema store prune --orphans removes orphans" if mend else "kinema store verify --mend mends them"
         raise KinemaError(f"{root}: {unmended} entries are not right; {advice}")
@@ -98,7 +104,8 @@ def prune_store(root: Path, fingerprints: list[str], orphans: bool) -> None:
     if orphans:
         removed = 0
         for file in (file for folder in _settings(root) for file in _entries(folder)):
-            if (_problem(file, deep=False) or ("",))[0] == "orphan":
+            problem = _problem(file, deep=False)
+            if problem and problem.kind == "orphan":
                 file.unlink()
                 removed += 1
         print(f"removed {removed} entries whose source file is gone")
@@ -163,30 +170,37 @@ def _look_at_frames(clip: Clip, config: DecodeConfig, decoder: str) -> str:
     return f"{len(decoded.indices)} of {decoded.planned} frames, {decoded.frames.shape[2]}x{decoded.frames.shape[1]}"
 
 
-def _problem(file: Path, deep: bool) -> tuple[str, str] | None:
-    """Says what is wrong with an entry, in a word and in detail."""
+class _Problem(NamedTuple):
+    """What is wrong with an entry, in a word and in detail, and the bytes that make it right, if that is possible."""
+
+    kind: str
+    detail: str
+    renewed: bytes = b""
+
+
+def _problem(file: Path, deep: bool) -> _Problem | None:
     try:
-        _, entry, _ = decode_entry(file)
-    except (DamagedEntry, OSError) as error:
-        return "damaged", str(error)
+        clip_id, entry, engine = decode_entry(file)
+    except DamagedEntry as error:
+        return _Problem("damaged", str(error))
+    except OSError as error:
+        return _Problem("unreadable", str(error.strerror))
     source = Path(entry.source.path)
     try:
         unchanged = entry.source.unchanged(source)
         if unchanged and not deep:
             return None
         now = Source.of(source)
+    except FileNotFoundError:
+        return _Problem("orphan", f"its source {source} is gone")
     except OSError as error:
-        return "orphan", f"cannot read its source {source}: {error.strerror}"
+        return _Problem("unreadable", f"its source {source}: {error.strerror}")
     if now.sha256 != entry.source.sha256:
-        return "outdated", f"its source {source} has changed"
-    return None if unchanged else ("touched", f"its source {source} has another time, but the same content")
-
-
-def _note_new_time(file: Path) -> None:
-    clip_id, entry, engine = decode_entry(file)
-    renewed = entry._replace(source=Source.of(Path(entry.source.path)))
-    with moved_into_place(file) as temporary:
-        temporary.write_bytes(encode_entry(clip_id, renewed, engine, file.parent.parent.name))
+        return _Problem("outdated", f"its source {source} has changed")
+    if unchanged:
+        return None
+    renewed = encode_entry(clip_id, entry._replace(source=now), engine, file.parent.parent.name)
+    return _Problem("touched", f"its source {source} has another time, but the same content", renewed)
 
 
 def _settings(root: Path) -> list[Path]:

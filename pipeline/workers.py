@@ -26,6 +26,8 @@ context = get_context("forkserver")
 context.set_forkserver_preload(["pipeline.extract"])
 
 GIB = 2**30
+STALLED = 30
+"""Seconds in which a result must have come through the pipe, once it has begun to."""
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 """Signals that no fault raises: another hand ended the process, such as the system's when memory ran out."""
 
@@ -38,7 +40,7 @@ def warm_up() -> None:
 @dataclass(frozen=True)
 class Failure:
     """What became of a job that gave no result; `decoder` is who gave up, '' if the process ended before it could tell;
-    `deadly` if it ended two processes."""
+    `deadly` if it ended two processes by its own doing."""
 
     reason: str
     decoder: str = ""
@@ -85,7 +87,7 @@ def run_isolated(
                 task, outcome = worker.finish()
                 if isinstance(outcome, _Death):
                     if task.tried_before:
-                        outcome = Failure(outcome.reason, deadly=True)
+                        outcome = Failure(outcome.reason, deadly=not outcome.from_outside)
                     else:
                         second = function if outcome.from_outside or not fallback else fallback
                         again.append(_Task(task.job, second, deadline, tried_before=True))
@@ -130,6 +132,7 @@ class _Worker:
     def start(self) -> None:
         self.verdict = ""  # Why the watch ended the process.
         self.started: float | None = None
+        self.receiving: float | None = None
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
@@ -147,7 +150,7 @@ class _Worker:
     def finish(self) -> tuple[_Task, Any]:
         """Returns the task and its result, or its `_Death`, after which there is a new process."""
         with self.lock:
-            self.started = None
+            self.started, self.receiving = None, time.monotonic()
         try:
             outcome = self.pipe.recv()
         except (EOFError, OSError):  # Dead before or amid its answer.
@@ -155,6 +158,8 @@ class _Worker:
             code = self.process.exitcode
             reason = f"killed by signal {-code}" if code < 0 else f"decoder exited with {code}"
             outcome = _Death(self.verdict or reason, not self.verdict and -code in FROM_OUTSIDE)
+        with self.lock:
+            self.receiving = None
         if self.verdict or isinstance(outcome, _Death):
             self.restart()
         return self.task, outcome
@@ -163,6 +168,9 @@ class _Worker:
         """Ends the process if its task takes too long or too much memory; called from the watching thread."""
         # What goes wrong here is that the process has just ended by itself, or that the pipe has just been closed.
         with self.lock, suppress(psutil.Error, OSError):
+            if self.receiving and time.monotonic() - self.receiving > STALLED:
+                self.verdict = "stopped amid its answer"
+                self.process.kill()
             if self.started is None or self.pipe.poll():
                 return
             if time.monotonic() - self.started > self.task.deadline / 2:
@@ -178,7 +186,7 @@ class _Worker:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.process.join(10)  # Not for ever: a process that waits for a dead disk cannot be killed.
         self.pipe.close()
 
 
@@ -195,7 +203,7 @@ def _serve(pipe: connection.Connection) -> None:
         while True:
             try:
                 task = pipe.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 return
             # Runs in C without the global lock: ends a hung worker whose parent is no longer there to do it.
             faulthandler.dump_traceback_later(task.deadline + 60, exit=True, file=nowhere)

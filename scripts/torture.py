@@ -56,17 +56,8 @@ def damage(rng: random.Random, sources: list[Path], folder: Path, number: int) -
     source = rng.choice(sources)
     other = rng.choice(sources).read_bytes()
     content = bytearray(source.read_bytes())
-    kinds = [
-        "cut off",
-        "bits flipped",
-        "zero block",
-        "spliced",
-        "header of another",
-        "wrong extension",
-        "text",
-        "empty",
-    ]
-    kind = rng.choice(kinds)
+    kinds = ["cut off", "bits flipped", "zero block", "hole", "spliced", "header of another"]
+    kind = rng.choice([*kinds, *kinds, "wrong extension", "text", "empty"])
     special = {3: "pipe", 13: "folder", 23: "dangling link", 33: "no permission", 203: "pipe"}
     kind = special.get(number, kind)
     path = folder / f"d{number:05d}{source.suffix}"
@@ -87,6 +78,9 @@ def damage(rng: random.Random, sources: list[Path], folder: Path, number: int) -
     elif kind == "zero block":
         start, length = rng.randrange(len(content)), rng.choice((64, 512, 4096))
         content[start : start + length] = bytes(len(content[start : start + length]))
+    elif kind == "hole":
+        start = rng.randrange(len(content))
+        del content[start : start + rng.choice((64, 512, 4096))]
     elif kind == "spliced":
         at = rng.randrange(min(len(content), len(other)))
         content[at:] = other[at:]

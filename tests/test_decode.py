@@ -172,6 +172,38 @@ def test_damage_is_left_out_up_to_the_next_keyframe(tmp_path):
     assert clip.planned == 39
 
 
+HOLES = {
+    "h264.ts": ("libx264", {}),
+    "mpeg2.ts": ("mpeg2video", {}),
+    "h264.mkv": ("libx264", {}),
+    "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4.avi": ("mpeg4", {}),
+    "mpeg4_b_frames.avi": ("mpeg4", {"bf": "2"}),
+}
+
+
+@pytest.mark.parametrize("where", [0.2, 0.3, 0.45, 0.6, 0.8])
+@pytest.mark.parametrize("name", HOLES)
+def test_a_hole_gives_no_frame_built_on_what_is_lost(tmp_path, name, where):
+    """A twentieth of the file is cut out, or zeroed; of an AVI, whose index would then point astray, whole packets."""
+    codec, options = HOLES[name]
+    path = write_video(tmp_path / name, codec, frames=120, options={"g": "60"} | options)
+    content = path.read_bytes()
+    start, length = int(len(content) * where), len(content) // 20
+    fillings = [b"", bytes(length)]
+    if name.endswith(".avi"):
+        start = content.index(b"00dc", start)
+        length = content.index(b"00dc", start + length) - start
+        fillings = [bytes(length)]
+    for filling in fillings:
+        path.write_bytes(content[:start] + filling + content[start + length :])
+        try:
+            clip = decode_clip(path, 30, config=DecodeConfig(partial=0))
+        except DecodeError:
+            continue
+        assert numbers(clip.frames) == [round(seconds * 25) for seconds in clip.pts.tolist()]
+
+
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(["mpeg4.avi", "h264.mp4", "h264_keyframe_a_second.mkv", "mpeg2.ts"]), data=st.data())
 def test_damage_never_gives_another_frame(videos, tmp_path_factory, name, data):

@@ -123,9 +123,10 @@ def test_the_manifest_says_it_in_words(store):
 
 def test_the_ledger_keeps_the_last_reason(store, clip):
     store.record_failure(clip, Failure("timeout 60 s"))
-    store.record_failure(clip, Failure("empty file"))
     with store.ledger.open("a") as stream:
         stream.write('{"clip": "half a li')
+    store.prepare()
+    store.record_failure(clip, Failure("empty file"))
     [line] = store.failures().values()
     assert (line["clip"], line["reason"], line["attempt"], line["deadly"]) == (clip.id, "empty file", 2, False)
 
