@@ -99,13 +99,12 @@ class Timeline(NamedTuple):
 
 
 class _Packet(NamedTuple):
-    """What a timeline is made from: presentation tick (None: unknown), duration in ticks, size in bytes, whether it is
-    a keyframe, whether an edit list hides it, and whether the container is damaged there."""
+    """What a timeline is made from: presentation tick (None: unknown), duration in ticks, size in bytes, whether an edit
+    list hides it, and whether the container is damaged there."""
 
     tick: int | None
     duration: int
     size: int
-    is_keyframe: bool
     is_discard: bool
     torn: bool
 
@@ -177,7 +176,7 @@ def read_timeline(path: Path, config: DecodeConfig | None = None) -> Timeline:
             raise DecodeError(f"frames of {stream.width}x{stream.height} are over the limit decode.max_pixels")
         index = [entry.size for entry in stream.index_entries]
         packets = [
-            _Packet(_tick(packet), packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard, torn)
+            _Packet(_tick(packet), packet.duration or 0, packet.size, packet.is_discard, torn)
             for packet, torn in _packets(container, stream)
             if packet.size
         ]
@@ -213,8 +212,8 @@ def read_timeline(path: Path, config: DecodeConfig | None = None) -> Timeline:
         distrust = f"does not seek right in {codec} with B-frames"
     elif any(packet.torn for packet in packets):
         distrust = "loses count where the container is damaged"
-    elif not reorders and any(after.tick < before.tick for before, after in itertools.pairwise(pictures)):
-        distrust = "its times run backwards"
+    elif not _plausible([packet.tick for packet in pictures], reorders):
+        distrust = "would go by times that do not suit the codec"
     elif cut_off or (name == "avi" and index != [packet.size for packet in packets]):
         distrust = "loses count where packets are missing or the index is wrong"
     missing_M = times_N[-1] + np.arange(1, cut_off + 1) / rate
@@ -225,6 +224,15 @@ def read_timeline(path: Path, config: DecodeConfig | None = None) -> Timeline:
         agree = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1].size, both))
         present = present if agree == len(index) == len(packets) else max(agree - 1, 0)
     return Timeline(np.concatenate([times_N, missing_M]), present, counted, distrust)
+
+
+def _plausible(ticks: list[int], reorders: bool) -> bool:
+    """Whether times, in the order of decoding, may be those of a healthy stream: they run forwards where a codec does
+    not reorder its frames; where it does, not all of them, and they are evenly spaced."""
+    forwards = all(after > before for before, after in itertools.pairwise(ticks))
+    steps = np.diff(np.sort(ticks))
+    even = len(steps) == 0 or (steps.min() > 0 and steps.max() < 1.5 * steps.min())
+    return even and not forwards if reorders else forwards
 
 
 def read_decord(path: Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray:
@@ -340,7 +348,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     lost. In MPEG streams a gap in the decoding times tells that.
     """
     previous: tuple[av.Packet, bool] | None = None
-    gap = GAP / float(stream.average_rate * stream.time_base) if container.format.name in STREAMED else math.inf
+    gap = GAP / float((stream.average_rate or 25) * stream.time_base) if container.format.name in STREAMED else math.inf
     expected = math.inf
     with suppress(av.FFmpegError), av.logging.Capture() as log:
         for packet in container.demux(stream):
@@ -380,7 +388,7 @@ def _complaints() -> Iterator[list[str]]:
 
 def _to_rgb(frame: av.VideoFrame, earlier: dict[int, np.ndarray]) -> np.ndarray:
     """Converts a frame to upright RGB of the size of the earlier ones, uint8 [H,W,3]."""
-    turns = round(frame.rotation / 90) % 4
+    turns = frame.rotation // 90 % 4 if frame.rotation in (-270, -180, -90, 90, 180, 270) else 0
     height, width = frame.height, frame.width
     if earlier:
         shape = next(iter(earlier.values())).shape

@@ -211,7 +211,7 @@ def strict_frames(path: Path, pts: np.ndarray, indices: np.ndarray) -> list[np.n
         if frame is not None:
             size = size or (frame.width, frame.height)
             picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-            frame = np.rot90(picture, round(frame.rotation / 90) % 4)
+            frame = np.rot90(picture, {90: 1, 180: 2, -180: 2, 270: 3, -90: 3, -270: 1}.get(frame.rotation, 0))
         found.append(frame)
     return found
 
