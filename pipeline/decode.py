@@ -99,8 +99,8 @@ class Timeline(NamedTuple):
 
 
 class _Packet(NamedTuple):
-    """What a timeline is made from: presentation tick (None: unknown), duration in ticks, size in bytes, whether an edit
-    list hides it, and whether the container is damaged there."""
+    """What a timeline is made from: presentation tick (None: unknown), duration in ticks, size in bytes, whether an
+    edit list hides it, and whether the container is damaged there."""
 
     tick: int | None
     duration: int
