@@ -229,6 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", type=int, default=2000, help="damaged files; a tenth as many healthy ones go along")
+    parser.add_argument("--kills", type=int, default=3, help="how often the whole run is killed")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     token = uuid.uuid4().hex
@@ -253,7 +254,7 @@ def main() -> None:
         undisturbed = entries_of(root / "undisturbed")
         killer = WorkerKiller(token, rng)
         killer.start()
-        for number in range(3):
+        for number in range(args.kills):
             process = start_extraction(root / "all", root / "store", token)
             time.sleep(rng.uniform(4, 8 + args.files / 100))
             if process.poll() is None:
