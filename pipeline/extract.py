@@ -6,12 +6,14 @@ kinema extract --config configs/ucf101.yaml
 import functools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import joblib
 import numpy as np
-from PIL import Image
+import torch
 
 from pipeline.backbone import Backbone, resolve_device
 from pipeline.config import Config
@@ -39,8 +41,8 @@ def decode_and_transform(
         return Failure(error.strerror, "file")
     except DecodeError as error:
         return Failure(str(error), error.decoder)
-    images = [np.asarray(transform(Image.fromarray(frame))) for frame in decoded.frames]
-    return decoded._replace(frames=np.stack(images).transpose(0, 3, 1, 2)), source
+    frames_T3HW = transform(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2))
+    return decoded._replace(frames=frames_T3HW.contiguous().numpy()), source
 
 
 def clip_features(
@@ -54,18 +56,6 @@ def clip_features(
         (clip, features or failure), failures as they come, features in batches.
     """
     load = functools.partial(decode_and_transform, sampling=sampling, decode=decode, transform=backbone.transform)
-    waiting: list[tuple[Clip, DecodedClip, Source]] = []
-
-    def run_cnn() -> Iterator[tuple[Clip, ClipFeatures | Failure]]:
-        features = backbone(np.concatenate([decoded.frames for _, decoded, _ in waiting]))
-        bounds = np.cumsum([len(decoded.frames) for _, decoded, _ in waiting])[:-1]
-        for (clip, decoded, source), features_TD in zip(waiting, np.split(features, bounds), strict=True):
-            if np.isfinite(features_TD).all():
-                yield clip, ClipFeatures(features_TD, *decoded[1:], source)
-            else:
-                yield clip, Failure(f"features overflow in {backbone.engine}; use --backbone.precision fp32")
-        waiting.clear()
-
     outcomes = run_isolated(
         load,
         clips,
@@ -74,15 +64,39 @@ def clip_features(
         decode.memory,
         fallback=functools.partial(load, decoders=("pyav",)),
     )
-    for clip, outcome in outcomes:
-        if isinstance(outcome, Failure):
-            yield clip, outcome
-            continue
-        waiting.append((clip, *outcome))
-        if sum(len(decoded.frames) for _, decoded, _ in waiting) >= backbone.batch:
-            yield from run_cnn()
-    if waiting:
-        yield from run_cnn()
+    waiting: list[tuple[Clip, DecodedClip, Source]] = []
+    in_cnn: deque[Future] = deque()
+    # The CNN works on one batch while the next is gathered here.
+    with ThreadPoolExecutor(1) as thread:
+        for clip, outcome in outcomes:
+            if isinstance(outcome, Failure):
+                yield clip, outcome
+                continue
+            waiting.append((clip, *outcome))
+            if sum(len(decoded.frames) for _, decoded, _ in waiting) >= backbone.batch:
+                in_cnn.append(thread.submit(_through_cnn, waiting, backbone))
+                waiting = []
+            if len(in_cnn) == 2:
+                yield from in_cnn.popleft().result()
+        if waiting:
+            in_cnn.append(thread.submit(_through_cnn, waiting, backbone))
+        for batch in in_cnn:
+            yield from batch.result()
+
+
+def _through_cnn(
+    waiting: list[tuple[Clip, DecodedClip, Source]], backbone: Backbone
+) -> list[tuple[Clip, ClipFeatures | Failure]]:
+    features = backbone(np.concatenate([decoded.frames for _, decoded, _ in waiting]))
+    bounds = np.cumsum([len(decoded.frames) for _, decoded, _ in waiting])[:-1]
+    outcomes: list[tuple[Clip, ClipFeatures | Failure]] = []
+    for (clip, decoded, source), features_TD in zip(waiting, np.split(features, bounds), strict=True):
+        if np.isfinite(features_TD).all():
+            outcomes.append((clip, ClipFeatures(features_TD, *decoded[1:], source)))
+        else:
+            reason = f"features overflow in {backbone.engine}; use --backbone.precision fp32"
+            outcomes.append((clip, Failure(reason)))
+    return outcomes
 
 
 def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool = False) -> None:
@@ -104,7 +118,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     store = FeatureStore(config.store, backbone, config.sampling, config.decode.partial)
     store.prepare()
     deadly = set() if retry_failed else store.given_up()
-    print(f"{len(clips)} clips, store {store.folder}; {backbone.engine}")
+    print(f"{len(clips)} clips, store {store.folder}; {backbone.engine}, cosine to fp32 {backbone.choice.cosine:.4f}")
 
     skipped = done = partial = frames = failed = given_up = 0
     with progress("extract", len(clips), "clips") as bar:

@@ -79,7 +79,7 @@ class FeatureStore:
             sampling: which frames they are of.
             partial: share of the planned frames below which an entry counts as not there.
         """
-        self.setting = {"format": 2, "backbone": backbone.description, "sampling": {"frames": sampling.frames}}
+        self.setting = {"format": 3, "backbone": backbone.description, "sampling": {"frames": sampling.frames}}
         canonical = json.dumps(self.setting, sort_keys=True).encode()
         self.fingerprint = hashlib.sha256(canonical).hexdigest()[:16]
         self.folder = root / self.fingerprint
@@ -100,7 +100,8 @@ class FeatureStore:
             if not _is_whole(self.backbone_file):
                 with moved_into_place(self.backbone_file) as temporary:
                     self.backbone.save(temporary)
-            text = json.dumps(self.setting, indent=2) + "\n"
+            engines = _engines(manifest) | {self.backbone.engine: round(self.backbone.choice.cosine, 5)}
+            text = json.dumps(self.setting | {"cosine_to_fp32": engines}, indent=2) + "\n"
             if not manifest.exists() or manifest.read_text(errors="replace") != text:
                 with moved_into_place(manifest) as temporary:
                     temporary.write_text(text)
@@ -252,6 +253,14 @@ def decode_entry(path: Path) -> tuple[str, ClipFeatures, str]:
     source = Source(**about["source"])
     entry = ClipFeatures(**arrays, planned=about["planned"], decoder=about["decoder"], source=source)
     return about["clip"], entry, about["engine"]
+
+
+def _engines(manifest: Path) -> dict[str, float]:
+    """Returns the engines that have made features, each with its least cosine to fp32."""
+    try:
+        return json.loads(manifest.read_text())["cosine_to_fp32"]
+    except (OSError, ValueError, KeyError, TypeError):  # Not there yet, or damaged: it is written anew.
+        return {}
 
 
 def _is_whole(path: Path) -> bool:

@@ -19,6 +19,7 @@ from multiprocessing import connection, forkserver, get_context
 from typing import Any
 
 import psutil
+import torch
 
 # A fork server imports the heavy libraries once and clean; each worker is then a cheap fork of it, without the
 # threads, locks and GPU context of this process, which a decoder made after a plain fork trips over.
@@ -199,6 +200,7 @@ def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:
 def _serve(pipe: connection.Connection) -> None:
     """The life of a worker: task in, result out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers.
+    torch.set_num_threads(1)  # There is a worker for each core.
     with open(os.devnull, "w") as nowhere:
         while True:
             try:

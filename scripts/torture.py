@@ -25,7 +25,6 @@ import av
 import numpy as np
 import psutil
 import torch
-from PIL import Image
 
 from pipeline.backbone import Backbone, BackboneConfig
 from pipeline.decode import CLOCK_ROUNDING, read_timeline
@@ -221,8 +220,8 @@ def agrees(path: Path, entry: ClipFeatures, backbone: Backbone) -> bool:
     frames = strict_frames(path, entry.pts, entry.indices)
     if any(frame is None for frame in frames):
         return False
-    images = [np.asarray(backbone.transform(Image.fromarray(frame))) for frame in frames]
-    return np.array_equal(backbone(np.stack(images).transpose(0, 3, 1, 2)), entry.features)
+    frames_T3HW = backbone.transform(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2))
+    return np.array_equal(backbone(frames_T3HW.numpy()), entry.features)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipeline import engines
 from pipeline.backbone import Backbone, BackboneConfig
 from pipeline.errors import ConfigError, KinemaError
 
@@ -19,7 +20,7 @@ def pictures(sizes=((240, 320), (320, 240), (96, 96), (480, 854))):
 
 
 def transformed(backbone, frames):
-    return np.stack([np.asarray(backbone.transform(Image.fromarray(frame))) for frame in frames]).transpose(0, 3, 1, 2)
+    return np.stack([backbone.transform(torch.tensor(frame).permute(2, 0, 1)).numpy() for frame in frames])
 
 
 def reference_features(backbone, name, frames):
@@ -36,15 +37,33 @@ def cosines(a, b):
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_features_are_those_of_timm(engine):
+def test_features_are_those_of_timm(engine, precision):
     if engine == "openvino":
         pytest.importorskip("openvino")
-    backbone = Backbone(BackboneConfig(engine=engine), CPU)
+    backbone = Backbone(BackboneConfig(engine=engine, precision=precision), CPU)
     frames = pictures()
     features = backbone(transformed(backbone, frames))
     assert features.dtype == np.float16 and features.shape == (4, 1280)
     assert cosines(features, reference_features(backbone, "tf_efficientnet_lite0", frames)).min() >= 0.999
+
+
+def test_an_engine_is_chosen_once_and_only_if_it_is_right(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    choices = [Backbone(BackboneConfig(), CPU).choice for _ in range(2)]
+    assert choices[0] == choices[1] and choices[0].cosine >= 0.999
+    assert capsys.readouterr().err.count("trying which engine") == 1
+    (tmp_path / "kinema" / "engines.json").write_text("damaged")
+    assert Backbone(BackboneConfig(engine="torch"), CPU).choice.engine == "torch"
+
+
+def test_what_cannot_run_here_is_a_config_error():
+    with pytest.raises(ConfigError, match="fp16 is for GPUs"):
+        _ = Backbone(BackboneConfig(precision="fp16"), CPU).choice
+    no_convolution = torch.nn.Flatten()
+    with pytest.raises(ConfigError, match="cannot be cut"):
+        engines.start(no_convolution, CPU, "torch", "bf16", (3, 224, 224))
 
 
 def test_features_do_not_depend_on_the_batch():

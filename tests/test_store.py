@@ -119,6 +119,8 @@ def test_the_manifest_says_it_in_words(store):
     manifest = json.loads((store.folder / "manifest.json").read_text())
     assert manifest["backbone"]["model"] == "tf_efficientnet_lite0"
     assert manifest["sampling"] == {"frames": 16}
+    [(engine, cosine)] = manifest["cosine_to_fp32"].items()
+    assert engine == store.backbone.engine and 0.999 <= cosine <= 1.001
 
 
 def test_the_ledger_keeps_the_last_reason(store, clip):

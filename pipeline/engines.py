@@ -1,0 +1,287 @@
+"""What runs the frozen CNN on this machine: PyTorch or OpenVINO, and in which arithmetic.
+
+What suits one machine is ten times slower on another, so the choice is measured once and remembered. An engine is only
+taken unasked if its features agree with those of plain fp32 to a cosine of 0.999.
+"""
+
+import copy
+import importlib.util
+import json
+import os
+import platform
+import queue
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.atomic import moved_into_place
+from pipeline.errors import ConfigError
+
+LEAST_COSINE = 0.999
+"""Least cosine of an engine's features to those of fp32, over the frames it is tried on, for it to be taken unasked."""
+
+SENSITIVE_UP_TO = 16
+"""bf16 begins where the picture has shrunk by this factor. Its 8 bits spoil the layers before: on real frames the whole
+of EfficientNet-lite0 in bf16 agrees with fp32 to a cosine of 0.994, without those layers to 0.9993."""
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""uint8 [N,3,H,W] -> float32 [N,D], for any N."""
+
+
+class Choice(NamedTuple):
+    """An engine as measured on this machine: frames a second, and the least cosine of its features to fp32."""
+
+    engine: str
+    precision: str
+    rate: float
+    cosine: float
+
+
+def choose(
+    network: nn.Module, device: torch.device, engine: str, precision: str, shape: tuple[int, ...], identity: str
+) -> Choice:
+    """Finds the fastest engine whose features are right. It measures some seconds at the first time and remembers.
+
+    Args:
+        network: uint8 [N,3,H,W] -> float32 [N,D].
+        device: where it runs.
+        engine: torch, openvino, or auto.
+        precision: fp32, bf16, fp16, or auto.
+        shape: 3, H, W.
+        identity: digest of the network, under which its choice is remembered.
+
+    Raises:
+        ConfigError: what was asked for cannot run here.
+    """
+    on_cpu = device.type == "cpu"
+    has_openvino = on_cpu and importlib.util.find_spec("openvino")
+    engines = [engine] if engine != "auto" else ["openvino", "torch"] if has_openvino else ["torch"]
+    precisions = [precision] if precision != "auto" else ["fp32", "bf16" if on_cpu else "fp16"]
+    machine = f"{platform.node()}, {joblib.cpu_count()} cores" if on_cpu else torch.cuda.get_device_name(device)
+    versions = [torch.__version__, *([_openvino().__version__] if "openvino" in engines else [])]
+    key = ", ".join([machine, *versions, *engines, *precisions, identity])
+    remembered = _remembered()
+    if key not in remembered:
+        print("trying which engine suits this machine, once ...", file=sys.stderr)
+        frames = _photographs(shape, batch_size(device))
+        expected = start(network, device, "torch", "fp32", shape)(frames)
+        measured = []
+        for candidate in [(name, arithmetic) for name in engines for arithmetic in precisions]:
+            try:
+                measured.append(_measure(start(network, device, *candidate, shape), candidate, frames, expected))
+            except ConfigError as error:
+                refusal = error
+        if not measured:
+            raise refusal
+        right = [choice for choice in measured if choice.cosine >= LEAST_COSINE] or measured
+        remembered[key] = max(right, key=lambda choice: choice.rate)
+        with suppress(OSError):  # Then it is measured again the next time.
+            _memory().parent.mkdir(parents=True, exist_ok=True)
+            with moved_into_place(_memory()) as temporary:
+                temporary.write_text(json.dumps(_remembered() | {key: remembered[key]}, indent=1))
+    return Choice(*remembered[key])
+
+
+def start(network: nn.Module, device: torch.device, engine: str, precision: str, shape: tuple[int, ...]) -> Run:
+    """Makes a network ready to run.
+
+    Raises:
+        ConfigError: the engine is not installed, or cannot do this here.
+    """
+    if engine == "openvino" and device.type != "cpu":
+        raise ConfigError("backbone.engine: openvino runs on the CPU only; use --device cpu or --backbone.engine torch")
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("backbone.precision: fp16 is for GPUs; use auto, fp32 or bf16 on a CPU")
+    # OpenVINO is at its best with many small batches side by side, one a core; PyTorch with one over all cores.
+    size = 2 if engine == "openvino" else 2 * joblib.cpu_count() if device.type == "cpu" else 128
+    blank = torch.zeros((size, *shape), dtype=torch.uint8)
+    parts = _split(network, blank) if precision == "bf16" else [copy.deepcopy(network)]
+    if engine == "openvino":
+        return _start_openvino(parts, blank)
+    module = _Halved(*parts) if precision == "bf16" else parts[0]
+    module = module.to(device, memory_format=torch.channels_last).eval()
+    return _start_torch_cpu(module, blank) if device.type == "cpu" else _start_cuda(module, device, precision, size)
+
+
+def batch_size(device: torch.device) -> int:
+    """Returns how many frames are worth waiting for before a call."""
+    return 32 * joblib.cpu_count() if device.type == "cpu" else 512
+
+
+def _start_torch_cpu(module: nn.Module, blank: torch.Tensor) -> Run:
+    # Frozen, batch norms vanish into convolutions: twice as fast as eager, without the C++ compiler that torch.compile
+    # needs. torch.jit is deprecated, but nothing else in PyTorch does this.
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        frozen = torch.jit.freeze(torch.jit.trace(module, _channels_last(blank), check_trace=False))
+
+    @torch.inference_mode()
+    def run(frames_N3HW: np.ndarray) -> np.ndarray:
+        features = [frozen(_channels_last(batch)) for batch in _batches(frames_N3HW, len(blank))]
+        return torch.cat(features)[: len(frames_N3HW)].numpy()
+
+    return run
+
+
+def _start_cuda(module: nn.Module, device: torch.device, precision: str, size: int) -> Run:
+    @torch.inference_mode()
+    def run(frames_N3HW: np.ndarray) -> np.ndarray:
+        features = []
+        with torch.autocast(device.type, torch.float16, enabled=precision == "fp16"):
+            for batch in _batches(frames_N3HW, size):
+                # Nothing in this loop waits for the GPU: while it works on one batch, the next is brought to it.
+                frames = batch.pin_memory().to(device, non_blocking=True)
+                features.append(module(_channels_last(frames)).float())
+        return torch.cat(features)[: len(frames_N3HW)].cpu().numpy()
+
+    return run
+
+
+def _start_openvino(parts: list[nn.Module], blank: torch.Tensor) -> Run:
+    openvino = _openvino()
+    compiled = []
+    example = blank
+    for part, hint in zip(parts, ("f32", "bf16"), strict=False):
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            # OpenVINO makes a faster graph from torch.jit, which is deprecated, than from torch.export.
+            graph = openvino.convert_model(torch.jit.trace(part, example, check_trace=False), example_input=example)
+            graph.reshape(list(example.shape))
+            example = part(example)
+        options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "THROUGHPUT"}
+        compiled.append(openvino.compile_model(graph, "CPU", options))
+    threads = compiled[0].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    idle: queue.SimpleQueue = queue.SimpleQueue()
+    for _ in range(threads):
+        idle.put([part.create_infer_request() for part in compiled])
+    pool = ThreadPoolExecutor(threads)
+
+    def run_batch(batch: torch.Tensor) -> np.ndarray:
+        requests, values = idle.get(), batch.numpy()
+        for request in requests:
+            values = request.infer([values], share_inputs=True, share_outputs=True)[0]
+        features = values.copy()
+        idle.put(requests)
+        return features
+
+    def run(frames_N3HW: np.ndarray) -> np.ndarray:
+        return np.concatenate(list(pool.map(run_batch, _batches(frames_N3HW, len(blank)))))[: len(frames_N3HW)]
+
+    return run
+
+
+def _openvino() -> ModuleType:
+    if not importlib.util.find_spec("openvino"):
+        raise ConfigError("backbone.engine: openvino is not installed: pip install 'kinema[openvino]'")
+    import openvino
+
+    return openvino
+
+
+class _Halved(nn.Module):
+    """A network whose deeper part runs in bf16."""
+
+    def __init__(self, shallow: nn.Module, deep: nn.Module):
+        super().__init__()
+        self.shallow, self.deep = shallow, deep.to(torch.bfloat16)
+
+    def forward(self, frames_N3HW: torch.Tensor) -> torch.Tensor:
+        return self.deep(self.shallow(frames_N3HW).to(torch.bfloat16)).float()
+
+
+def _split(network: nn.Module, blank: torch.Tensor) -> list[nn.Module]:
+    """Cuts a network in two where one tensor alone, shrunk by `SENSITIVE_UP_TO`, feeds a convolution.
+
+    Raises:
+        ConfigError: there is no such place.
+    """
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        graph = torch.export.export(network, (blank,)).module()
+    shallow: list[torch.fx.Node] = []
+    of_frames: set[torch.fx.Node] = set()  # What is computed from the frames; the rest are weights.
+    uses_left: dict[torch.fx.Node, int] = {}  # Of tensors of frames that are still needed.
+    for node in graph.graph.nodes:
+        shallow.append(node)
+        sources = of_frames.intersection(node.all_input_nodes)
+        if node.op != "placeholder" and not sources:
+            continue
+        of_frames.add(node)
+        uses_left = {source: uses - (source in sources) for source, uses in uses_left.items()}
+        uses_left = {source: uses for source, uses in (uses_left | {node: len(node.users)}).items() if uses}
+        value = node.meta.get("val")
+        has_shrunk = getattr(value, "ndim", 0) == 4 and value.shape[-1] * SENSITIVE_UP_TO <= blank.shape[-1]
+        if has_shrunk and len(uses_left) == 1 and any("conv" in str(user.target) for user in node.users):
+            deep = [other for other in graph.graph.nodes if other not in of_frames.intersection(shallow)]
+            return [_part(graph, shallow, None, node), _part(graph, deep[:-1], node, *deep[-1].all_input_nodes)]
+    raise ConfigError("backbone.precision: this model cannot be cut into a part in fp32 and one in bf16; use fp32")
+
+
+def _part(
+    module: torch.fx.GraphModule, nodes: list[torch.fx.Node], begin: torch.fx.Node | None, end: torch.fx.Node
+) -> nn.Module:
+    """Copies some nodes of a module into one of their own, which takes the value of `begin` and gives that of `end`."""
+    part = torch.fx.Graph()
+    copies = {begin: part.placeholder("values")} if begin else {}
+    for node in nodes:
+        copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(copies[end])
+    return torch.fx.GraphModule(copy.deepcopy(module), part)
+
+
+def _batches(frames_N3HW: np.ndarray, size: int) -> Iterator[torch.Tensor]:
+    """Cuts into batches of one shape, the last filled up with zeros: engines are at their best on a shape that they
+    know, and a frame's features do not depend on how many others came with it."""
+    for first in range(0, len(frames_N3HW), size):
+        batch = torch.from_numpy(frames_N3HW[first : first + size])
+        yield nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, size - len(batch)))
+
+
+def _channels_last(frames_N3HW: torch.Tensor) -> torch.Tensor:
+    return frames_N3HW.contiguous(memory_format=torch.channels_last)
+
+
+def _photographs(shape: tuple[int, ...], number: int) -> np.ndarray:
+    """Cuts parts of all sizes from the two photographs that scikit-learn brings; uint8 [N,3,H,W]."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = load_sample_images().images
+    rng = np.random.default_rng(0)
+    frames = []
+    for index in range(number):
+        picture = Image.fromarray(photographs[index % len(photographs)])
+        side = int(rng.integers(96, min(picture.size)))
+        left, top = (int(rng.integers(0, length - side)) for length in picture.size)
+        frames.append(np.asarray(picture.resize(shape[:0:-1], box=(left, top, left + side, top + side))))
+    return np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
+
+
+def _measure(run: Run, candidate: tuple[str, str], frames: np.ndarray, expected: np.ndarray) -> Choice:
+    features = run(frames)
+    lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(expected, axis=1)
+    taken = []
+    for _ in range(3):
+        began = time.monotonic()
+        run(frames)
+        taken.append(time.monotonic() - began)
+    return Choice(*candidate, len(frames) / min(taken), float(((features * expected).sum(1) / lengths).min()))
+
+
+def _memory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kinema" / "engines.json"
+
+
+def _remembered() -> dict[str, list]:
+    try:
+        return json.loads(_memory().read_text())
+    except (OSError, ValueError):
+        return {}
