@@ -68,7 +68,7 @@ def choose(
     on_cpu = device.type == "cpu"
     has_openvino = on_cpu and importlib.util.find_spec("openvino")
     engines = [engine] if engine != "auto" else ["openvino", "torch"] if has_openvino else ["torch"]
-    precisions = [precision] if precision != "auto" else ["fp32", "bf16" if on_cpu else "fp16"]
+    precisions = [precision] if precision != "auto" else ["fp32", *_lower_precision(device)]
     machine = f"{platform.node()}, {joblib.cpu_count()} cores" if on_cpu else torch.cuda.get_device_name(device)
     versions = [torch.__version__, *([_openvino().__version__] if "openvino" in engines else [])]
     key = ", ".join([machine, *versions, *engines, *precisions, identity])
@@ -113,6 +113,14 @@ def start(network: nn.Module, device: torch.device, engine: str, precision: str,
     module = _Halved(*parts) if precision == "bf16" else parts[0]
     module = module.to(device, memory_format=torch.channels_last).eval()
     return _start_torch_cpu(module, blank) if device.type == "cpu" else _start_cuda(module, device, precision, size)
+
+
+def _lower_precision(device: torch.device) -> list[str]:
+    if device.type != "cpu":
+        return ["fp16"]
+    # Without instructions for it, bf16 is emulated, ten times slower than fp32: trying it would take a minute.
+    has = torch.cpu.get_capabilities()
+    return ["bf16"] if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else []
 
 
 def batch_size(device: torch.device) -> int:
