@@ -45,7 +45,7 @@ predict: setup ## Name the action in VIDEO with RUN
 	$(BIN)/kinema predict $(BUNDLE) $(VIDEO) $(ARGS)
 
 test: setup ## Run the tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 lint: setup ## Check style
 	$(BIN)/ruff check .

@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
-from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.settings import settings
@@ -146,6 +145,8 @@ def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
     folds = min(round(1 / fraction), len(set(groups)), max(Counter(labels).values()))
     if folds < 2:
         raise KinemaError(f"too few clips or groups to hold some out: {len(clips)} clips, {len(set(groups))} groups")
+    from sklearn.model_selection import StratifiedGroupKFold  # Late, for it takes half a second.
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # Classes smaller than the number of folds.
         _, held_out = next(splitter.split(labels, labels, groups))

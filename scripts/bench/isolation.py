@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8, help="frames a clip in the comparison")
     args = parser.parse_args()
     backbone = Backbone(BackboneConfig(), torch.device("cpu"))
+    torch.set_num_threads(1)  # As in the processes: there is a thread for each core.
     decode, workers = DecodeConfig(), joblib.cpu_count()
     with tempfile.TemporaryDirectory(prefix="kinema-bench-") as temporary:
         root = Path(temporary)
