@@ -1,81 +1,137 @@
-"""Measure on this machine how fast clips are decoded, how fast the CNN is, and how close the pipeline comes to both.
+"""Measure extraction on this machine against a plain loop, and how close it comes to the limit of its parts.
 
-    python scripts/bench/extraction.py [--clips 96] [--rounds 5]
+    python scripts/bench/extraction.py --videos data/demo/videos --out docs/extraction
 
-Rounds alternate between the parts, so that a noisy machine harms them alike; medians are printed.
+Rounds alternate between the ways, so that a noisy machine harms them alike; medians are printed, and ratios are medians
+of the ratios round by round. The plain loop is what most public code does: decord, timm's transform, the CNN in eager
+fp32, one video at a time.
 """
 
 import argparse
 import functools
+import json
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import joblib
 import numpy as np
+import timm
 import torch
 
+# isort: split
+import decord
+from PIL import Image
+from tqdm import tqdm
+
 from pipeline.backbone import Backbone, BackboneConfig, resolve_device
-from pipeline.config import Config
-from pipeline.data import load_dataset
+from pipeline.data import Clip
+from pipeline.decode import DecodeConfig
 from pipeline.extract import clip_features, decode_and_transform
-from pipeline.settings import build
-from pipeline.workers import run_isolated
+from pipeline.sampling import SamplingConfig
+from pipeline.workers import Failure, run_isolated
 
-
-def seconds(job: Callable[[], object]) -> float:
-    began = time.monotonic()
-    job()
-    return time.monotonic() - began
+INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
-    parser.add_argument("--clips", type=int, default=96)
+    parser.add_argument("--videos", type=Path, default=Path("data/demo/videos"), help="folder, searched at any depth")
+    parser.add_argument("--files", type=int, default=16, help="files taken, evenly over the folder")
+    parser.add_argument("--times", type=int, default=8, help="how often the pipeline goes over them in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
     args = parser.parse_args()
 
-    config = build(Config, args.config, {})
-    device = resolve_device(config.device)
-    clips = load_dataset(config.data).clips[:: max(1, len(load_dataset(config.data).clips) // args.clips)]
-    backbone = Backbone(config.backbone, device)
-    plain = Backbone(BackboneConfig(engine="torch", precision="fp32"), device)
-    load = functools.partial(
-        decode_and_transform, sampling=config.sampling, decode=config.decode, transform=backbone.transform
-    )
-    workers = config.decode.workers or joblib.cpu_count()
-    frames = np.concatenate([load(clip)[0].frames for clip in clips])
-    once = [clips[0]]  # A run over one clip: what it costs to start the workers.
-    parts = {
-        "start": lambda: list(run_isolated(load, once, workers, 60)),
-        "decode and resize alone": lambda: list(run_isolated(load, clips, workers, 60)),
-        f"CNN alone, {backbone.engine}": lambda: backbone(frames),
-        f"CNN alone, {plain.engine}": lambda: plain(frames),
-        "pipeline": lambda: list(clip_features(clips, backbone, config.sampling, config.decode)),
-    }
-    taken: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(args.rounds + 1):
-        for name, job in parts.items():
-            elapsed = seconds(job)
-            if number:  # The first round warms up.
-                taken[name].append(elapsed)
+    found = [path for path in sorted(args.videos.rglob("*.*")) if path.is_file()]
+    paths = [found[position] for position in np.linspace(0, len(found) - 1, args.files).astype(int)]
+    clips = [Clip(id=f"{n} {path}", path=path, label="", group="") for n in range(args.times) for path in paths]
+    device = resolve_device("auto")
+    backbone = Backbone(BackboneConfig(), device)
+    decode, sampling, workers = DecodeConfig(), SamplingConfig(), joblib.cpu_count()
+    load = functools.partial(decode_and_transform, sampling=sampling, decode=decode, transform=backbone.transform)
+    loaded = [load(clip) for clip in clips[: args.files]]
+    if unreadable := [clip.id for clip, got in zip(clips, loaded, strict=False) if isinstance(got, Failure)]:
+        raise SystemExit(f"{unreadable[0]} cannot be read; give a folder of healthy videos")
+    ready = np.concatenate([decoded.frames for decoded, _ in loaded])
+    ready = np.concatenate([ready] * max(1, 1000 // len(ready)))
+    backbones = {backbone.choice.engine: backbone}
+    if backbone.choice.engine != "torch":
+        backbones["torch"] = Backbone(BackboneConfig(engine="torch"), device)
 
-    capability = "GPU" if device.type != "cpu" else torch.backends.cpu.get_cpu_capability()
-    print(
-        f"{len(frames)} frames of {len(clips)} clips, {joblib.cpu_count()} cores ({capability}), {args.rounds} rounds"
-    )
-    start = np.median(taken.pop("start"))
-    isolated = ("decode and resize alone", "pipeline")
-    rates = {
-        name: len(frames) / (np.median(times) - (start if name in isolated else 0)) for name, times in taken.items()
+    def decode_alone() -> int:
+        return sum(len(got[0].frames) for _, got in run_isolated(load, clips, workers, decode.deadline))
+
+    ways: dict[str, Callable[[], int]] = {
+        "plain loop": functools.partial(plain_loop, paths, sampling.frames, device),
+        f"decode and resize alone, {workers} processes": decode_alone,
     }
-    for name, rate in rates.items():
-        print(f"{name:40s} {rate:7.0f} frames/s")
-    decode, cnn, _, pipeline = rates.values()
-    # On a GPU the slower part is the limit; on a CPU both share the cores and their times add up.
-    limit = min(decode, cnn) if device.type != "cpu" else 1 / (1 / decode + 1 / cnn)
-    print(f"{'limit':40s} {limit:7.0f} frames/s, of which the pipeline reaches {pipeline / limit:.0%}")
+    for name, engine in backbones.items():
+        ways[f"CNN alone, {engine.engine}"] = functools.partial(run_cnn, engine, ready)
+        ways[f"pipeline, {engine.engine}"] = functools.partial(run_pipeline, clips, engine, sampling, decode)
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number in tqdm(range(args.rounds + 1), "rounds", disable=None):
+        for name, way in ways.items():
+            began = time.monotonic()
+            frames = way()
+            if number:  # The first round warms up.
+                rates[name].append(frames / (time.monotonic() - began))
+
+    plain, alone = (np.array(rates[name]) for name in list(ways)[:2])
+    rows = [("way", "frames/s", "against the plain loop", "share of the limit"), (":--", "--:", "--:", "--:")]
+    for name, values in rates.items():
+        row = [name, f"{np.median(values):.0f}", f"{np.median(values / plain):.1f}", ""]
+        if name.startswith("pipeline"):
+            cnn = np.array(rates[name.replace("pipeline", "CNN alone")])
+            # On a CPU both share the cores, so their times add up; else the slower of them is the limit.
+            limit = 1 / (1 / alone + 1 / cnn) if device.type == "cpu" else np.minimum(alone, cnn)
+            row[-1] = f"{np.median(values / limit):.0%}"
+        rows.append(tuple(row))
+    machine = machine_in_words(device)
+    lines = [f"{machine}; {args.files} files, {sampling.frames} frames each, medians of {args.rounds} rounds.", ""]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    print("\n".join(lines))
+    if args.out:
+        args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+        content = {"machine": machine, "frames_per_second": rates}
+        args.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def plain_loop(paths: list[Path], frames: int, device: torch.device) -> int:
+    """Decodes, transforms and runs one video after the other; returns the number of frames."""
+    model, transform = plain_model(device)
+    done = 0
+    for path in paths:
+        reader = decord.VideoReader(str(path))
+        wanted = ((np.arange(frames) + 0.5) * (len(reader) - 1) / frames).astype(int)
+        batch = torch.stack([transform(Image.fromarray(frame)) for frame in reader.get_batch(wanted).asnumpy()])
+        with torch.inference_mode():
+            done += len(model(batch.to(device)).cpu())
+    return done
+
+
+@functools.cache
+def plain_model(device: torch.device) -> tuple[torch.nn.Module, Callable]:
+    # Random weights take the same time.
+    model = timm.create_model(BackboneConfig().model, num_classes=0).eval().to(device)
+    return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+
+
+def run_cnn(backbone: Backbone, frames: np.ndarray) -> int:
+    return len(backbone(frames))
+
+
+def run_pipeline(clips: list[Clip], backbone: Backbone, sampling: SamplingConfig, decode: DecodeConfig) -> int:
+    return sum(len(outcome.features) for _, outcome in clip_features(clips, backbone, sampling, decode))
+
+
+def machine_in_words(device: torch.device) -> str:
+    has = torch.cpu.get_capabilities()
+    sets = ", ".join(name for name in INSTRUCTION_SETS if has.get(name))
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+    return f"{joblib.cpu_count()} cores {has.get('cpu_name') or platform.machine()} ({sets}){gpu}; {versions}"
 
 
 if __name__ == "__main__":
