@@ -67,7 +67,7 @@ def main() -> None:
         "plain loop": functools.partial(plain_loop, paths, sampling.frames, device),
         f"decode and resize alone, {workers} processes": decode_alone,
     }
-    for name, engine in backbones.items():
+    for engine in backbones.values():
         ways[f"CNN alone, {engine.engine}"] = functools.partial(run_cnn, engine, ready)
         ways[f"pipeline, {engine.engine}"] = functools.partial(run_pipeline, clips, engine, sampling, decode)
     rates: dict[str, list[float]] = {name: [] for name in ways}
