@@ -68,7 +68,7 @@ def choose(
     on_cpu = device.type == "cpu"
     has_openvino = on_cpu and importlib.util.find_spec("openvino")
     engines = [engine] if engine != "auto" else ["openvino", "torch"] if has_openvino else ["torch"]
-    precisions = [precision] if precision != "auto" else ["fp32", *_lower_precision(device)]
+    precisions = [precision] if precision != "auto" else ["fp32", *lower_precision(device)]
     machine = f"{platform.node()}, {joblib.cpu_count()} cores" if on_cpu else torch.cuda.get_device_name(device)
     versions = [torch.__version__, *([_openvino().__version__] if "openvino" in engines else [])]
     key = ", ".join([machine, *versions, *engines, *precisions, identity])
@@ -115,7 +115,8 @@ def start(network: nn.Module, device: torch.device, engine: str, precision: str,
     return _start_torch_cpu(module, blank) if device.type == "cpu" else _start_cuda(module, device, precision, size)
 
 
-def _lower_precision(device: torch.device) -> list[str]:
+def lower_precision(device: torch.device) -> list[str]:
+    """Returns the arithmetic that may be faster than fp32 on this device, if any."""
     if device.type != "cpu":
         return ["fp16"]
     # Without instructions for it, bf16 is emulated, ten times slower than fp32: trying it would take a minute.
@@ -191,6 +192,8 @@ def _start_openvino(parts: list[nn.Module], blank: torch.Tensor) -> Run:
 def _openvino() -> ModuleType:
     if not importlib.util.find_spec("openvino"):
         raise ConfigError("backbone.engine: openvino is not installed: pip install 'kinema[openvino]'")
+    # It would send statistics of use to its maker, from child processes; without that package it does not.
+    sys.modules.setdefault("openvino_telemetry", None)
     import openvino
 
     return openvino

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -42,6 +44,8 @@ def cosines(a, b):
 def test_features_are_those_of_timm(engine, precision):
     if engine == "openvino":
         pytest.importorskip("openvino")
+    if precision not in ("fp32", *engines.lower_precision(CPU)):
+        pytest.skip("this CPU emulates bf16")
     backbone = Backbone(BackboneConfig(engine=engine, precision=precision), CPU)
     frames = pictures()
     features = backbone(transformed(backbone, frames))
@@ -56,6 +60,12 @@ def test_an_engine_is_chosen_once_and_only_if_it_is_right(tmp_path, monkeypatch,
     assert capsys.readouterr().err.count("trying which engine") == 1
     (tmp_path / "kinema" / "engines.json").write_text("damaged")
     assert Backbone(BackboneConfig(engine="torch"), CPU).choice.engine == "torch"
+
+
+def test_openvino_sends_no_telemetry():
+    pytest.importorskip("openvino")
+    _ = Backbone(BackboneConfig(engine="openvino"), CPU).choice
+    assert "openvino.tools.ovc" in sys.modules and not sys.modules["openvino_telemetry"]
 
 
 def test_what_cannot_run_here_is_a_config_error():
