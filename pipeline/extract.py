@@ -18,11 +18,12 @@ import torch
 from pipeline.backbone import Backbone, resolve_device
 from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
-from pipeline.decode import DecodeConfig, DecodedClip, DecodeError, decode_clip
+from pipeline.decode import DecodeConfig, DecodedClip, decode_clip
 from pipeline.errors import KinemaError
 from pipeline.progress import progress
 from pipeline.sampling import SamplingConfig
 from pipeline.store import ClipFeatures, FeatureStore, Source
+from pipeline.timeline import DecodeError
 from pipeline.workers import Failure, run_isolated
 
 

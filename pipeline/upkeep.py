@@ -21,10 +21,11 @@ from pipeline.atomic import abandoned, moved_into_place
 from pipeline.backbone import Backbone, resolve_device
 from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
-from pipeline.decode import DecodeConfig, decode_clip, read_timeline
+from pipeline.decode import DecodeConfig, decode_clip
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
 from pipeline.store import DamagedEntry, FeatureStore, Source, decode_entry, encode_entry, entry_path, read_ledger
+from pipeline.timeline import read_timeline
 from pipeline.workers import Failure, run_isolated
 
 
@@ -159,7 +160,7 @@ def _examine(clip: Clip, config: DecodeConfig) -> None:
 
 
 def _look_at_container(clip: Clip, config: DecodeConfig) -> str:
-    timeline = read_timeline(clip.path, config)
+    timeline = read_timeline(clip.path, config.max_pixels, config.max_duration)
     times_N = timeline.times_N
     counted = ", without presentation times" if timeline.counted else ""
     return f"{timeline.present} of {len(times_N)} frames over {times_N[-1] - times_N[0]:.2f} s{counted}"

@@ -27,8 +27,9 @@ import psutil
 import torch
 
 from pipeline.backbone import Backbone, BackboneConfig
-from pipeline.decode import CLOCK_ROUNDING, read_timeline
+from pipeline.decode import CLOCK_ROUNDING
 from pipeline.store import ClipFeatures, decode_entry, read_ledger
+from pipeline.timeline import read_timeline
 
 FRAMES = 8
 DEADLINE = 8

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import DecodeConfig, DecodeError, decode_clip, read_decord, read_pyav, read_timeline
+from pipeline.decode import DecodeConfig, decode_clip, read_decord, read_pyav
 from pipeline.sampling import plan_frames
+from pipeline.timeline import DecodeError, read_timeline
 
 from conftest import painted_number, remux, write_video
 
