@@ -8,16 +8,19 @@ Its job is tried once more, and if that ends a process too, it yields a `Failure
 import faulthandler
 import itertools
 import os
+import pickle
 import signal
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, get_context
+from multiprocessing import connection, forkserver, get_context, reduction
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -135,7 +138,8 @@ class _Worker:
         self.started: float | None = None
         self.receiving: float | None = None
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.shelf = _Shelf(_nameless_file())
+        self.process = context.Process(target=_serve, args=(theirs, self.shelf), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -153,7 +157,8 @@ class _Worker:
         with self.lock:
             self.started, self.receiving = None, time.monotonic()
         try:
-            outcome = self.pipe.recv()
+            text, sizes = self.pipe.recv()
+            outcome = pickle.loads(text, buffers=self.shelf.take(sizes))
         except (EOFError, OSError):  # Dead before or amid its answer.
             self.process.join()
             code = self.process.exitcode
@@ -189,6 +194,52 @@ class _Worker:
         self.process.kill()
         self.process.join(10)  # Not for ever: a process that waits for a dead disk cannot be killed.
         self.pipe.close()
+        os.close(self.shelf.descriptor)
+
+
+class _Shelf:
+    """Memory in which a worker lays down the arrays of its result, for a pipe would take them in small bites.
+
+    It is a file without a name, so that nothing of it can be left behind.
+    """
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> tuple[Callable, tuple[Any]]:
+        return _inherited_shelf, (reduction.DupFd(self.descriptor),)
+
+    def put(self, buffers: list[pickle.PickleBuffer]) -> list[int]:
+        """Writes them one after the other and returns their sizes."""
+        offset = 0
+        for buffer in buffers:
+            rest = buffer.raw()
+            while rest:
+                written = os.pwrite(self.descriptor, rest, offset)
+                rest, offset = rest[written:], offset + written
+        return [buffer.raw().nbytes for buffer in buffers]
+
+    def take(self, sizes: list[int]) -> list[np.ndarray]:
+        """Reads copies of what was put."""
+        offset = 0
+        buffers = [np.empty(size, np.uint8) for size in sizes]
+        for buffer in buffers:
+            rest = memoryview(buffer)
+            while rest:
+                read = os.preadv(self.descriptor, [rest], offset)
+                rest, offset = rest[read:], offset + read
+        return buffers
+
+
+def _inherited_shelf(duplicate: Any) -> _Shelf:
+    return _Shelf(duplicate.detach())
+
+
+def _nameless_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("kinema")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:
@@ -197,7 +248,7 @@ def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:
             worker.watch(memory)
 
 
-def _serve(pipe: connection.Connection) -> None:
+def _serve(pipe: connection.Connection, shelf: _Shelf) -> None:
     """The life of a worker: task in, result out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers.
     torch.set_num_threads(1)  # There is a worker for each core.
@@ -216,7 +267,9 @@ def _serve(pipe: connection.Connection) -> None:
             except Exception as error:  # Whatever a decoder throws belongs to this clip, not to the run.
                 outcome = Failure(str(error) or type(error).__name__)
             faulthandler.cancel_dump_traceback_later()
+            arrays: list[pickle.PickleBuffer] = []
+            text = pickle.dumps(outcome, 5, buffer_callback=arrays.append)
             try:
-                pipe.send(outcome)
+                pipe.send((text, shelf.put(arrays)))
             except (BrokenPipeError, ConnectionResetError):  # The parent is gone.
                 return

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from pipeline.workers import Failure, run_isolated
@@ -32,8 +33,21 @@ def killed_once(marker):
     return "same again"
 
 
+def make_arrays(size):
+    numbers = np.arange(size, dtype=np.int64)
+    return {"whole": numbers, "every third, backwards": numbers[::-3], "text": str(size)}
+
+
 def answer(job):
     return "second way"
+
+
+def test_arrays_arrive_as_they_were_made():
+    sizes = [1_000_000, 0, 3, 2_000_000, 1]
+    for size, got in run_isolated(make_arrays, sizes, workers=2, deadline=60):
+        made = make_arrays(size)
+        assert got.keys() == made.keys() and all(np.array_equal(got[key], made[key]) for key in made)
+        got["whole"][:] = 0  # They belong to the receiver.
 
 
 @pytest.mark.parametrize("workers", [1, 2])
