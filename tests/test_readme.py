@@ -1,4 +1,4 @@
-"""The README's commands do what it says, in a copy of the repository with a smaller demo."""
+"""The README's commands do what it says, in a copy of the repository with a smaller demo and shorter training."""
 
 import json
 import os
@@ -25,6 +25,9 @@ def test_the_commands_of_the_readme(tmp_path):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, copy / name)
     (copy / ".venv").symlink_to(REPOSITORY / ".venv")
+    for config in (copy / "configs").iterdir():
+        with config.open("a") as stream:
+            stream.write("\ntrain:\n  epochs: 3\n")
 
     environment = {**os.environ, "DEMO_GROUPS": "5", "DEMO_CLIPS": "1", "WANDB_MODE": "offline"}
     environment["PYTHONPATH"] = str(copy)
