@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files without a name, of which a killed process leaves nothing."""
 
 import os
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -39,3 +40,11 @@ def abandoned(folder: Path) -> list[Path]:
             if old or (here and pid.isdigit() and not psutil.pid_exists(int(pid))):
                 found.append(path)
     return found
+
+
+def nameless_file() -> int:
+    """Opens an empty file without a name and returns its descriptor; in memory where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("kinema")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -8,7 +8,6 @@ of damage on the way. PyAV decodes all else from the start, and tells what damag
 import itertools
 import math
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import decord
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from pipeline.atomic import nameless_file
 from pipeline.errors import first_line
 from pipeline.sampling import plan_frames
 from pipeline.settings import settings
@@ -193,8 +193,7 @@ def _complaints() -> Iterator[list[str]]:
     """Collects what native code writes to standard error: the only place where decord tells of damage."""
     lines: list[str] = []
     terminal = os.dup(2)
-    in_memory = hasattr(os, "memfd_create")  # So that no full disk swallows a complaint.
-    with os.fdopen(os.memfd_create("complaints"), "rb") if in_memory else tempfile.TemporaryFile() as file:
+    with os.fdopen(nameless_file(), "rb") as file:
         os.dup2(file.fileno(), 2)
         try:
             yield lines

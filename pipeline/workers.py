@@ -10,7 +10,6 @@ import itertools
 import os
 import pickle
 import signal
-import tempfile
 import threading
 import time
 from collections import deque
@@ -23,6 +22,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+
+from pipeline.atomic import nameless_file
 
 # A fork server imports the heavy libraries once and clean; each worker is then a cheap fork of it, without the
 # threads, locks and GPU context of this process, which a decoder made after a plain fork trips over.
@@ -138,7 +139,7 @@ class _Worker:
         self.started: float | None = None
         self.receiving: float | None = None
         self.pipe, theirs = context.Pipe()
-        self.shelf = _Shelf(_nameless_file())
+        self.shelf = _Shelf(nameless_file())
         self.process = context.Process(target=_serve, args=(theirs, self.shelf), daemon=True)
         self.process.start()
         theirs.close()
@@ -233,13 +234,6 @@ class _Shelf:
 
 def _inherited_shelf(duplicate: Any) -> _Shelf:
     return _Shelf(duplicate.detach())
-
-
-def _nameless_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("kinema")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:
