@@ -17,8 +17,8 @@ from pipeline.backbone import Backbone, resolve_device
 from pipeline.bundle import Bundle
 from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
-from pipeline.extract import decode_and_transform
 from pipeline.fit import predict_logits
+from pipeline.frames import read_frames
 from pipeline.sampling import SamplingConfig
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
@@ -117,7 +117,7 @@ def _track(
     classes = wandb.Table(list(result["per_class"][0]), [list(row.values()) for row in result["per_class"]])
     shown = dict(list(zip(clips, rows, strict=True))[:: -(-len(clips) // THUMBNAILS)])
     one = SamplingConfig(frames=1)
-    load = functools.partial(decode_and_transform, sampling=one, decode=config.decode, transform=backbone.transform)
+    load = functools.partial(read_frames, sampling=one, decode=config.decode, transform=backbone.transform)
     predictions = wandb.Table(["frame", "clip", "label", "predicted", "probability"])
     for clip, frame in run_isolated(load, shown, 1, config.decode.deadline, config.decode.memory):
         picture = None if isinstance(frame, Failure) else wandb.Image(frame[0].frames[0].transpose(1, 2, 0))

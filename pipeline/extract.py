@@ -7,43 +7,23 @@ import functools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import joblib
 import numpy as np
-import torch
 
 from pipeline.backbone import Backbone, resolve_device
 from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
-from pipeline.decode import DecodeConfig, DecodedClip, decode_clip
+from pipeline.decode import DecodeConfig, DecodedClip
 from pipeline.errors import KinemaError
+from pipeline.frames import Source, read_frames
 from pipeline.progress import progress
 from pipeline.sampling import SamplingConfig
-from pipeline.store import ClipFeatures, FeatureStore, Source
-from pipeline.timeline import DecodeError
+from pipeline.store import ClipFeatures, FeatureStore
 from pipeline.workers import Failure, run_isolated
-
-
-def decode_and_transform(
-    clip: Clip,
-    sampling: SamplingConfig,
-    decode: DecodeConfig,
-    transform: Callable,
-    decoders: tuple[str, ...] = ("decord", "pyav"),
-) -> tuple[DecodedClip, Source] | Failure:
-    """Reads a clip's planned frames, resized and cropped for the CNN: `frames` is uint8 [T,3,H,W]."""
-    try:
-        source = Source.of(clip.path)
-        decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
-    except OSError as error:
-        return Failure(error.strerror, "file")
-    except DecodeError as error:
-        return Failure(str(error), error.decoder)
-    frames_T3HW = transform(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2))
-    return decoded._replace(frames=frames_T3HW.contiguous().numpy()), source
 
 
 def clip_features(
@@ -56,7 +36,7 @@ def clip_features(
     Yields:
         (clip, features or failure), failures as they come, features in batches.
     """
-    load = functools.partial(decode_and_transform, sampling=sampling, decode=decode, transform=backbone.transform)
+    load = functools.partial(read_frames, sampling=sampling, decode=decode, transform=backbone.transform)
     outcomes = run_isolated(
         load,
         clips,

@@ -10,12 +10,11 @@ import errno
 import functools
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,31 +26,9 @@ from pipeline.atomic import abandoned, moved_into_place
 from pipeline.backbone import Backbone
 from pipeline.data import Clip
 from pipeline.errors import KinemaError
+from pipeline.frames import Source
 from pipeline.sampling import SamplingConfig
 from pipeline.workers import Failure
-
-
-@dataclass(frozen=True)
-class Source:
-    """The state of a video file when it was read: where it was, bytes, time of change in ns, digest of its content."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Source":
-        """Looks at a file as it is now."""
-        with path.open("rb") as stream:
-            stat = os.fstat(stream.fileno())
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, digest)
-
-    def unchanged(self, path: Path) -> bool:
-        """Whether size and time of change are still the same; the content is not looked at."""
-        stat = path.stat()
-        return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
 class ClipFeatures(NamedTuple):

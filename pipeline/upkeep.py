@@ -23,8 +23,9 @@ from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
 from pipeline.decode import DecodeConfig, decode_clip
 from pipeline.errors import ConfigError, KinemaError, printable
+from pipeline.frames import Source
 from pipeline.progress import progress
-from pipeline.store import DamagedEntry, FeatureStore, Source, decode_entry, encode_entry, entry_path, read_ledger
+from pipeline.store import DamagedEntry, FeatureStore, decode_entry, encode_entry, entry_path, read_ledger
 from pipeline.timeline import read_timeline
 from pipeline.workers import Failure, run_isolated
 

@@ -28,7 +28,7 @@ from pipeline.atomic import nameless_file
 # A fork server imports the heavy libraries once and clean; each worker is then a cheap fork of it, without the
 # threads, locks and GPU context of this process, which a decoder made after a plain fork trips over.
 context = get_context("forkserver")
-context.set_forkserver_preload(["pipeline.extract"])
+context.set_forkserver_preload(["pipeline.frames"])
 
 GIB = 2**30
 STALLED = 30

@@ -1,4 +1,5 @@
 import importlib.util
+import pickle
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline import engines
-from pipeline.backbone import Backbone, BackboneConfig
+from pipeline.backbone import Backbone, BackboneConfig, resize_and_crop
 from pipeline.errors import ConfigError, KinemaError
 
 CPU = torch.device("cpu")
@@ -23,7 +24,8 @@ def pictures(sizes=((240, 320), (320, 240), (96, 96), (480, 854))):
 
 
 def transformed(backbone, frames):
-    return np.stack([backbone.transform(torch.tensor(frame).permute(2, 0, 1)).numpy() for frame in frames])
+    batches = [torch.tensor(frame).permute(2, 0, 1)[None] for frame in frames]
+    return np.concatenate([backbone.transform(batch).numpy() for batch in batches])
 
 
 def reference_features(backbone, name, frames):
@@ -43,6 +45,21 @@ def cosines(a, b):
 def require_openvino():
     if not importlib.util.find_spec("openvino"):  # Not imported here, for the engine is to do it in its own way.
         pytest.skip("openvino is not installed")
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop", ["center", "squash", "border"])
+def test_pixels_are_those_of_timm(crop, mode):
+    data = {"input_size": (3, 224, 208), "interpolation": mode, "crop_pct": 0.9, "crop_mode": crop}
+    if crop == "center":
+        data["input_size"] = (3, 224, 224)  # Others go through timm's own code.
+    transform = pickle.loads(pickle.dumps(resize_and_crop(data)))
+    reference = timm.data.create_transform(**data, is_training=False, normalize=False)
+    for frame in pictures():
+        pixels = transform(torch.tensor(frame).permute(2, 0, 1)[None])[0]
+        expected = reference(Image.fromarray(frame))
+        assert pixels.dtype == expected.dtype and pixels.shape == expected.shape
+        assert (pixels.float() - expected.float()).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pipeline.backbone import Backbone, BackboneConfig
 from pipeline.data import Clip
 from pipeline.errors import KinemaError
+from pipeline.frames import Source
 from pipeline.sampling import SamplingConfig
-from pipeline.store import ClipFeatures, FeatureStore, Source
+from pipeline.store import ClipFeatures, FeatureStore
 from pipeline.workers import Failure
 
 from conftest import write_video

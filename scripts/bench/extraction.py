@@ -28,7 +28,8 @@ from tqdm import tqdm
 from pipeline.backbone import Backbone, BackboneConfig, resolve_device
 from pipeline.data import Clip
 from pipeline.decode import DecodeConfig
-from pipeline.extract import clip_features, decode_and_transform
+from pipeline.extract import clip_features
+from pipeline.frames import read_frames
 from pipeline.sampling import SamplingConfig
 from pipeline.workers import Failure, run_isolated
 
@@ -50,7 +51,7 @@ def main() -> None:
     device = resolve_device("auto")
     backbone = Backbone(BackboneConfig(), device)
     decode, sampling, workers = DecodeConfig(), SamplingConfig(), joblib.cpu_count()
-    load = functools.partial(decode_and_transform, sampling=sampling, decode=decode, transform=backbone.transform)
+    load = functools.partial(read_frames, sampling=sampling, decode=decode, transform=backbone.transform)
     loaded = [load(clip) for clip in clips[: args.files]]
     if unreadable := [clip.id for clip, got in zip(clips, loaded, strict=False) if isinstance(got, Failure)]:
         raise SystemExit(f"{unreadable[0]} cannot be read; give a folder of healthy videos")

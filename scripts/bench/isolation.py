@@ -24,7 +24,8 @@ import torch
 from pipeline.backbone import Backbone, BackboneConfig
 from pipeline.data import Clip
 from pipeline.decode import DecodeConfig
-from pipeline.extract import clip_features, decode_and_transform
+from pipeline.extract import clip_features
+from pipeline.frames import read_frames
 from pipeline.sampling import SamplingConfig
 from pipeline.workers import run_isolated
 
@@ -51,7 +52,7 @@ def main() -> None:
             clips.append(Clip(id=path.name, path=path, label="", group=path.name))
 
         load = functools.partial(
-            decode_and_transform,
+            read_frames,
             sampling=SamplingConfig(frames=args.frames),
             decode=decode,
             transform=backbone.transform,
