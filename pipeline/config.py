@@ -1,17 +1,120 @@
-"""All settings in one object."""
+"""All settings: what each means, its bounds and its default."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.backbone import BackboneConfig
-from pipeline.data import DataConfig
-from pipeline.decode import DecodeConfig
-from pipeline.fit import TrainConfig
-from pipeline.head import HeadConfig
-from pipeline.sampling import SamplingConfig
 from pipeline.settings import settings
+
+
+@settings
+class DataConfig:
+    """The labelled clips."""
+
+    root: Path = Path("data/videos")
+    """The folder with the videos."""
+    layout: Literal["auto", "ucf101", "hmdb51", "folder", "csv", "kinetics"] = "auto"
+    """How classes and splits are told; auto looks at data.lists."""
+    lists: Path | None = None
+    """The folder of official lists (ucf101, hmdb51), or a CSV file (csv, kinetics); none for a folder a class."""
+    split: Annotated[int, Field(ge=1, le=3)] = 1
+    """Which of the three official splits."""
+    val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    """Share of the training clips that is held out by group for validation, where the data set has none of its own."""
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Share of the clips that is held out by group for the test, where the data set has none of its own."""
+    split_seed: int = 0
+    """Which groups are held out."""
+
+
+@settings
+class SamplingConfig:
+    """Which frames of a clip are looked at."""
+
+    frames: PositiveInt = 16
+    """Frames a clip: the middle frame of each of so many equal segments; a shorter clip gives fewer."""
+
+
+@settings
+class DecodeConfig:
+    """How video files are read."""
+
+    workers: NonNegativeInt = 0
+    """Decoding processes; 0 takes one a core."""
+    deadline: PositiveFloat = 60.0
+    """Seconds that one clip may take: half of them with all decoders, and if its process is then ended, or crashed, the
+    rest with PyAV alone."""
+    memory: PositiveFloat = 4.0
+    """GiB that a decoding process may take before it is ended and the clip recorded as failed."""
+    partial: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """A damaged clip is kept, and marked as partial, if this share of its planned frames can be read; 1 keeps none."""
+    max_pixels: PositiveInt = 7680 * 4320
+    """Pixels of a frame; files with larger ones are not decoded."""
+    max_duration: PositiveFloat = 6 * 3600.0
+    """Seconds of a file; longer ones are not decoded."""
+
+
+@settings
+class BackboneConfig:
+    """The frozen CNN."""
+
+    model: str = "tf_efficientnet_lite0"
+    """Any timm model (see timm.list_models(pretrained=True)); all but tf_efficientnet_lite0/1/2 come from the hub."""
+    weights: Path | None = None
+    """A local weight file (.safetensors or .pth) instead of the published weights."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the CNN; auto takes the fastest whose features agree with fp32 to a cosine of 0.999: fp16 on a GPU,
+    bf16 in the deeper layers on a CPU that is built for it, else fp32."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What runs the CNN; auto takes the faster on this machine. openvino is for CPUs."""
+
+
+@settings
+class HeadConfig:
+    """The classifier."""
+
+    kind: Literal["bilstm", "mean"] = "bilstm"
+    """bilstm: an LSTM beside a linear layer on a temporal pyramid; mean: a linear layer on the average frame."""
+    hidden: PositiveInt = 128
+    """Units of the LSTM in each direction, and of the projection before it."""
+    layers: PositiveInt = 1
+    """Layers of the LSTM."""
+    levels: PositiveInt = 4
+    """Levels of the temporal pyramid beside the LSTM: the averages of the whole, of halves, quarters, eighths, ..."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of values dropped before and after the projection and after the LSTM."""
+
+
+@settings
+class TrainConfig:
+    """Training of the head."""
+
+    seed: NonNegativeInt = 0
+    """Decides initial weights, order and dropout."""
+    epochs: PositiveInt = 60
+    """Passes over the training clips at most."""
+    patience: PositiveInt = 30
+    """Epochs without a lower validation loss after which training stops."""
+    refit: bool = True
+    """Train once more for as many epochs on training and validation clips together; else the weights of lowest
+    validation loss are kept."""
+    batch_size: PositiveInt = 32
+    """Clips a step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises; after it falls along a cosine."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Decoupled weight decay."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target spread evenly over all classes."""
+    clip_grad: PositiveFloat = 5.0
+    """Largest gradient norm."""
+    class_weights: bool = False
+    """Weight the loss by the inverse frequency of the class."""
+    balanced_sampling: bool = False
+    """Draw every class equally often."""
 
 
 @settings

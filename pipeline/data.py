@@ -5,6 +5,7 @@ split makes the accuracy a measure of memory. No layout gets around `check_leaks
 """
 
 import csv
+import hashlib
 import os
 import re
 import warnings
@@ -12,36 +13,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
 
+from pipeline.config import DataConfig
 from pipeline.errors import ConfigError, KinemaError, printable
-from pipeline.settings import settings
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
 SPLITS = ("train", "val", "test")
-
-
-@settings
-class DataConfig:
-    """The labelled clips."""
-
-    root: Path = Path("data/videos")
-    """The folder with the videos."""
-    layout: Literal["auto", "ucf101", "hmdb51", "folder", "csv", "kinetics"] = "auto"
-    """How classes and splits are told; auto looks at data.lists."""
-    lists: Path | None = None
-    """The folder of official lists (ucf101, hmdb51), or a CSV file (csv, kinetics); none for a folder a class."""
-    split: Annotated[int, Field(ge=1, le=3)] = 1
-    """Which of the three official splits."""
-    val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15
-    """Share of the training clips that is held out by group for validation, where the data set has none of its own."""
-    test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Share of the clips that is held out by group for the test, where the data set has none of its own."""
-    split_seed: int = 0
-    """Which groups are held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +36,29 @@ class Clip:
     split: str = ""
     start: float | None = None
     end: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The state of a video file when it was read: where it was, bytes, time of change in ns, digest of its content."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        """Looks at a file as it is now."""
+        with path.open("rb") as stream:
+            stat = os.fstat(stream.fileno())
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, digest)
+
+    def unchanged(self, path: Path) -> bool:
+        """Whether size and time of change are still the same; the content is not looked at."""
+        stat = path.stat()
+        return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def group_of(name: str, label: str) -> str:
     UCF101: `v_Archery_g07_c02` -> `g07`. HMDB51: `Fellowship_5_climb_f_cm_np1_ba_med_3` -> `climb/Fellowship_5`,
     within the class because the official lists keep the films apart only there. Any other file is its own group.
     """
-    stem = Path(name).stem
+    stem, _ = os.path.splitext(os.path.basename(name))
     if match := re.search(r"_(g\d+)_c\d+$", stem):
         return match[1]
     if match := re.fullmatch(rf"(.+)_{re.escape(label)}_[a-z]+_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+", stem):
@@ -197,13 +199,14 @@ def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
 def _existing(root: Path, name: str, where: str) -> tuple[str, Path]:
     """Returns the clip's name relative to the root, and its path. Links below the root are the user's own and may lead
     anywhere; what a list says may not."""
-    relative = os.path.relpath(root / name, root)
-    if relative.split(os.sep)[0] == os.pardir:
+    base = os.path.join(os.path.abspath(root), "")
+    path = os.path.normpath(os.path.join(base, name))
+    if not path.startswith(base):
         raise KinemaError(f"{where}: '{name}' is outside of data.root {root}; lists may only name files below it")
-    path = root / relative
-    if not path.exists():
-        raise KinemaError(f"{where}: no such file: {path}; check data.root, or take the line out")
-    return printable(Path(relative).as_posix()), path
+    relative = path.removeprefix(base)
+    if not os.path.exists(path):
+        raise KinemaError(f"{where}: no such file: {root / relative}; check data.root, or take the line out")
+    return printable(relative), root / relative
 
 
 def _read_ucf101(config: DataConfig) -> tuple[list[Clip], list[str]]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch  # noqa: F401  (before decord: the other order can hang at import, dmlc/decord#293)
 
@@ -20,37 +20,17 @@ import torch  # noqa: F401  (before decord: the other order can hang at import, 
 import av
 import decord
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.atomic import nameless_file
+from pipeline.config import DecodeConfig
 from pipeline.errors import first_line
 from pipeline.sampling import plan_frames
-from pipeline.settings import settings
 from pipeline.timeline import DecodeError, Timeline, open_video, packets_of, read_timeline, tick_of
 
 decord.logging.set_level(decord.logging.INFO)
 
 CLOCK_ROUNDING = 5e-4
 """Seconds by which two clocks may differ on one frame; less than any frame lasts."""
-
-
-@settings
-class DecodeConfig:
-    """How video files are read."""
-
-    workers: NonNegativeInt = 0
-    """Decoding processes; 0 takes one a core."""
-    deadline: PositiveFloat = 60.0
-    """Seconds that one clip may take: half of them with all decoders, and if its process is then ended, or crashed, the
-    rest with PyAV alone."""
-    memory: PositiveFloat = 4.0
-    """GiB that a decoding process may take before it is ended and the clip recorded as failed."""
-    partial: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """A damaged clip is kept, and marked as partial, if this share of its planned frames can be read; 1 keeps none."""
-    max_pixels: PositiveInt = 7680 * 4320
-    """Pixels of a frame; files with larger ones are not decoded."""
-    max_duration: PositiveFloat = 6 * 3600.0
-    """Seconds of a file; longer ones are not decoded."""
 
 
 class DecodedClip(NamedTuple):

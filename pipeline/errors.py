@@ -21,4 +21,5 @@ def first_line(error: BaseException) -> str:
 
 def printable(name: object) -> str:
     """Returns a name with all that is no text, or could steer a terminal, written as `\\x1b`, `\\n`."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(name))
+    text = str(name)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

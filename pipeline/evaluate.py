@@ -15,11 +15,10 @@ import torch
 from pipeline import metrics, report
 from pipeline.backbone import Backbone, resolve_device
 from pipeline.bundle import Bundle
-from pipeline.config import Config
+from pipeline.config import Config, SamplingConfig
 from pipeline.data import Clip, load_dataset
 from pipeline.fit import predict_logits
 from pipeline.frames import read_frames
-from pipeline.sampling import SamplingConfig
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
 from pipeline.train import load_features

@@ -15,13 +15,12 @@ import joblib
 import numpy as np
 
 from pipeline.backbone import Backbone, resolve_device
-from pipeline.config import Config
-from pipeline.data import Clip, load_dataset
-from pipeline.decode import DecodeConfig, DecodedClip
+from pipeline.config import Config, DecodeConfig, SamplingConfig
+from pipeline.data import Clip, Source, load_dataset
+from pipeline.decode import DecodedClip
 from pipeline.errors import KinemaError
-from pipeline.frames import Source, read_frames
+from pipeline.frames import read_frames
 from pipeline.progress import progress
-from pipeline.sampling import SamplingConfig
 from pipeline.store import ClipFeatures, FeatureStore
 from pipeline.workers import Failure, run_isolated
 

@@ -9,52 +9,20 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from pipeline.atomic import moved_into_place
-from pipeline.head import HEADS, HeadConfig
-from pipeline.settings import settings
+from pipeline.config import HeadConfig, TrainConfig
+from pipeline.head import HEADS
 
 # cuBLAS needs this before its first use to be deterministic in LSTMs (PyTorch notes on reproducibility).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-@settings
-class TrainConfig:
-    """Training of the head."""
-
-    seed: NonNegativeInt = 0
-    """Decides initial weights, order and dropout."""
-    epochs: PositiveInt = 60
-    """Passes over the training clips at most."""
-    patience: PositiveInt = 30
-    """Epochs without a lower validation loss after which training stops."""
-    refit: bool = True
-    """Train once more for as many epochs on training and validation clips together; else the weights of lowest
-    validation loss are kept."""
-    batch_size: PositiveInt = 32
-    """Clips a step."""
-    learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate of AdamW."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises; after it falls along a cosine."""
-    weight_decay: NonNegativeFloat = 0.05
-    """Decoupled weight decay."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target spread evenly over all classes."""
-    clip_grad: PositiveFloat = 5.0
-    """Largest gradient norm."""
-    class_weights: bool = False
-    """Weight the loss by the inverse frequency of the class."""
-    balanced_sampling: bool = False
-    """Draw every class equally often."""
 
 
 class FeatureSet(NamedTuple):

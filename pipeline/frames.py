@@ -3,43 +3,16 @@
 Nothing here needs timm or torchvision, so that a process is ready in half the time.
 """
 
-import hashlib
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from pipeline.data import Clip
-from pipeline.decode import DecodeConfig, DecodedClip, decode_clip
-from pipeline.sampling import SamplingConfig
+from pipeline.config import DecodeConfig, SamplingConfig
+from pipeline.data import Clip, Source
+from pipeline.decode import DecodedClip, decode_clip
 from pipeline.timeline import DecodeError
 from pipeline.workers import Failure
-
-
-@dataclass(frozen=True)
-class Source:
-    """The state of a video file when it was read: where it was, bytes, time of change in ns, digest of its content."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Source":
-        """Looks at a file as it is now."""
-        with path.open("rb") as stream:
-            stat = os.fstat(stream.fileno())
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, digest)
-
-    def unchanged(self, path: Path) -> bool:
-        """Whether size and time of change are still the same; the content is not looked at."""
-        stat = path.stat()
-        return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
 class ResizeAndCrop(NamedTuple):

@@ -1,28 +1,9 @@
 """The classifier on top of the cached features."""
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field, PositiveInt
 from torch import nn
 
-from pipeline.settings import settings
-
-
-@settings
-class HeadConfig:
-    """The classifier."""
-
-    kind: Literal["bilstm", "mean"] = "bilstm"
-    """bilstm: an LSTM beside a linear layer on a temporal pyramid; mean: a linear layer on the average frame."""
-    hidden: PositiveInt = 128
-    """Units of the LSTM in each direction, and of the projection before it."""
-    layers: PositiveInt = 1
-    """Layers of the LSTM."""
-    levels: PositiveInt = 4
-    """Levels of the temporal pyramid beside the LSTM: the averages of the whole, of halves, quarters, eighths, ..."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of values dropped before and after the projection and after the LSTM."""
+from pipeline.config import HeadConfig
 
 
 class MeanHead(nn.Module):

@@ -1,17 +1,6 @@
 """Which frames of a clip are looked at."""
 
 import numpy as np
-from pydantic import PositiveInt
-
-from pipeline.settings import settings
-
-
-@settings
-class SamplingConfig:
-    """Which frames of a clip are looked at."""
-
-    frames: PositiveInt = 16
-    """Frames a clip: the middle frame of each of so many equal segments; a shorter clip gives fewer."""
 
 
 def plan_frames(times_N: np.ndarray, frames: int, start: float | None = None, end: float | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses beside the code that they configure, read from YAML and the command line.
+"""How settings are declared, as frozen dataclasses, and read from YAML and the command line.
 
 A setting has one dotted name everywhere, `head.hidden`: nested in a YAML file, flat as `--head.hidden 512`
 on the command line, which wins. Types are checked by pydantic; a name that nobody knows is an error.

@@ -16,19 +16,20 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from pipeline.atomic import abandoned, moved_into_place
-from pipeline.backbone import Backbone
-from pipeline.data import Clip
+from pipeline.config import SamplingConfig
+from pipeline.data import Clip, Source
 from pipeline.errors import KinemaError
-from pipeline.frames import Source
-from pipeline.sampling import SamplingConfig
 from pipeline.workers import Failure
+
+if TYPE_CHECKING:  # Listing a store needs no CNN, nor the seconds in which its libraries are imported.
+    from pipeline.backbone import Backbone
 
 
 class ClipFeatures(NamedTuple):
@@ -47,7 +48,7 @@ class ClipFeatures(NamedTuple):
 class FeatureStore:
     """The entries of one fingerprint."""
 
-    def __init__(self, root: Path, backbone: Backbone, sampling: SamplingConfig, partial: float):
+    def __init__(self, root: Path, backbone: "Backbone", sampling: SamplingConfig, partial: float):
         """Names the folder of the setting; nothing is written before `prepare`.
 
         Args:

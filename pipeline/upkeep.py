@@ -1,39 +1,30 @@
-"""What a feature store holds, whether it is true, and what could not be read: for people, on demand.
+"""What a feature store holds, and whether it is true: for people, on demand.
 
 kinema store --config configs/ucf101.yaml
 kinema store verify --config configs/ucf101.yaml --deep --mend
-kinema failures configs/ucf101.yaml
 """
 
-import functools
 import json
 import os
-import re
-import shlex
 import shutil
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.atomic import abandoned, moved_into_place
-from pipeline.backbone import Backbone, resolve_device
-from pipeline.config import Config
-from pipeline.data import Clip, load_dataset
-from pipeline.decode import DecodeConfig, decode_clip
+from pipeline.data import Source
 from pipeline.errors import ConfigError, KinemaError, printable
-from pipeline.frames import Source
 from pipeline.progress import progress
-from pipeline.store import DamagedEntry, FeatureStore, decode_entry, encode_entry, entry_path, read_ledger
-from pipeline.timeline import read_timeline
-from pipeline.workers import Failure, run_isolated
+from pipeline.store import DamagedEntry, decode_entry, encode_entry, entry_path, read_ledger
 
 
 def list_store(root: Path) -> None:
     """Prints a line for each setting that the store has features of."""
+    folders = _settings(root)
     print("fingerprint       model                     frames  precision   clips  unread      size  last written")
-    for folder in _settings(root):
+    for folder in folders:
         try:
             setting = json.loads((folder / "manifest.json").read_text())
         except ValueError:
@@ -113,63 +104,6 @@ def prune_store(root: Path, fingerprints: list[str], orphans: bool) -> None:
         print(f"removed {removed} entries whose source file is gone")
     if not fingerprints and not orphans:
         raise ConfigError("name the fingerprints to remove (kinema store lists them), or --orphans")
-
-
-def show_failures(config: Config, config_file: Path, clip_id: str | None) -> None:
-    """Prints the clips that could not be read, grouped by reason; or what each decoder says of one clip.
-
-    Raises:
-        ConfigError: the data set has no such clip.
-    """
-    clips = {clip.id: clip for clip in load_dataset(config.data).clips}
-    if clip_id is not None:
-        if clip_id not in clips:
-            raise ConfigError(f"{printable(clip_id)}: no such clip in {config.data.lists or config.data.root}")
-        _examine(clips[clip_id], config.decode)
-        return
-    device = resolve_device(config.device)
-    store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling, config.decode.partial)
-    failures = {name: line for name, line in store.failures().items() if name in clips and not store.read(clips[name])}
-    if not failures:
-        print(f"no failures among {len(clips)} clips")
-        return
-    groups = defaultdict(list)
-    for line in failures.values():
-        groups[re.sub(r"\d+(\.\d+)?", "#", line["reason"])].append(line)
-    print(f"{len(failures)} of {len(clips)} clips could not be read, see {store.ledger}")
-    for lines in sorted(groups.values(), key=len, reverse=True):
-        tried = max(line["attempt"] for line in lines)
-        reason, last = printable(lines[0]["reason"]), lines[-1]["time"]
-        print(f"\n{len(lines)} x {reason} (tried {tried} times at most, last {last})")
-        for line in lines[:3]:
-            print(f"    {printable(line['clip'])}")
-        if len(lines) > 3:
-            print(f"    and {len(lines) - 3} more")
-        print(f"  look at one: kinema failures {shlex.quote(str(config_file))} --clip {shlex.quote(lines[0]['clip'])}")
-
-
-def _examine(clip: Clip, config: DecodeConfig) -> None:
-    print(f"{printable(clip.path)}: {clip.path.stat().st_size} bytes")
-    looks = {
-        "container": functools.partial(_look_at_container, config=config),
-        "decord": functools.partial(_look_at_frames, config=config, decoder="decord"),
-        "pyav": functools.partial(_look_at_frames, config=config, decoder="pyav"),
-    }
-    for name, look in looks.items():
-        for _, outcome in run_isolated(look, [clip], 1, config.deadline, config.memory):
-            print(f"  {name}: {printable(outcome.reason if isinstance(outcome, Failure) else outcome)}")
-
-
-def _look_at_container(clip: Clip, config: DecodeConfig) -> str:
-    timeline = read_timeline(clip.path, config.max_pixels, config.max_duration)
-    times_N = timeline.times_N
-    counted = ", without presentation times" if timeline.counted else ""
-    return f"{timeline.present} of {len(times_N)} frames over {times_N[-1] - times_N[0]:.2f} s{counted}"
-
-
-def _look_at_frames(clip: Clip, config: DecodeConfig, decoder: str) -> str:
-    decoded = decode_clip(clip.path, 16, clip.start, clip.end, config, (decoder,))
-    return f"{len(decoded.indices)} of {decoded.planned} frames, {decoded.frames.shape[2]}x{decoded.frames.shape[1]}"
 
 
 class _Problem(NamedTuple):

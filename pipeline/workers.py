@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 
 from pipeline.atomic import nameless_file
 
@@ -245,6 +244,8 @@ def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:
 def _serve(pipe: connection.Connection, shelf: _Shelf) -> None:
     """The life of a worker: task in, result out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers.
+    import torch  # Late, for whoever only looks at results needs none.
+
     torch.set_num_threads(1)  # There is a worker for each core.
     with open(os.devnull, "w") as nowhere:
         while True:

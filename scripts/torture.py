@@ -26,7 +26,8 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.backbone import Backbone, BackboneConfig
+from pipeline.backbone import Backbone
+from pipeline.config import BackboneConfig
 from pipeline.decode import CLOCK_ROUNDING
 from pipeline.store import ClipFeatures, decode_entry, read_ledger
 from pipeline.timeline import read_timeline

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline import engines
-from pipeline.backbone import Backbone, BackboneConfig, resize_and_crop
+from pipeline.backbone import Backbone, resize_and_crop
+from pipeline.config import BackboneConfig
 from pipeline.errors import ConfigError, KinemaError
 
 CPU = torch.device("cpu")

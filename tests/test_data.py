@@ -5,7 +5,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import Clip, DataConfig, check_leaks, group_of, hold_out, load_dataset
+from pipeline.config import DataConfig
+from pipeline.data import Clip, check_leaks, group_of, hold_out, load_dataset
 from pipeline.errors import ConfigError, KinemaError
 
 

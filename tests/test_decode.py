@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import DecodeConfig, decode_clip, read_decord, read_pyav
+from pipeline.config import DecodeConfig
+from pipeline.decode import decode_clip, read_decord, read_pyav
 from pipeline.sampling import plan_frames
 from pipeline.timeline import DecodeError, read_timeline
 

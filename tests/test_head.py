@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.head import HEADS, HeadConfig, segment_means
+from pipeline.config import HeadConfig
+from pipeline.head import HEADS, segment_means
 
 WIDTH, CLASSES = 12, 5
 

@@ -11,11 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.backbone import Backbone, BackboneConfig
-from pipeline.data import Clip
+from pipeline.backbone import Backbone
+from pipeline.config import BackboneConfig, SamplingConfig
+from pipeline.data import Clip, Source
 from pipeline.errors import KinemaError
-from pipeline.frames import Source
-from pipeline.sampling import SamplingConfig
 from pipeline.store import ClipFeatures, FeatureStore
 from pipeline.workers import Failure
 

@@ -25,12 +25,11 @@ import decord
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.backbone import Backbone, BackboneConfig, resolve_device
+from pipeline.backbone import Backbone, resolve_device
+from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
 from pipeline.data import Clip
-from pipeline.decode import DecodeConfig
 from pipeline.extract import clip_features
 from pipeline.frames import read_frames
-from pipeline.sampling import SamplingConfig
 from pipeline.workers import Failure, run_isolated
 
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve")

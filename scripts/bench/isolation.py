@@ -21,12 +21,11 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.backbone import Backbone, BackboneConfig
+from pipeline.backbone import Backbone
+from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
 from pipeline.data import Clip
-from pipeline.decode import DecodeConfig
 from pipeline.extract import clip_features
 from pipeline.frames import read_frames
-from pipeline.sampling import SamplingConfig
 from pipeline.workers import run_isolated
 
 
