@@ -1,9 +1,11 @@
 """Generate a small UCF101-style set of real video files in which only the order of the frames tells some classes apart.
 
     python scripts/make_demo_data.py data/demo
+    python scripts/make_demo_data.py data/movements --movements
 
-The eight classes are four pairs: Appear/Vanish, Grow/Shrink, Open/Close, Sharpen/Blur. Both classes of a pair hold the
-same frames, in opposite order, so whatever averages the frames cannot pass one half, and a model of time can. Every
+The eight classes are four pairs: Appear/Vanish, Grow/Shrink, Open/Close, Sharpen/Blur; or, as movements, Right/Left,
+Down/Up, Grow/Shrink, Clockwise/Counterclockwise, of which features that forget where things are can tell less. Both
+classes of a pair hold the same frames, in opposite order, so whatever averages the frames cannot pass one half. Every
 group has an object, a place and colours of its own. Files are MPEG-4 AVI, H.264 MP4 and VP9 WebM; some are portrait,
 some have a variable frame rate.
 """
@@ -19,7 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-PAIRS = [("Appear", "Vanish"), ("Grow", "Shrink"), ("Open", "Close"), ("Sharpen", "Blur")]
+CHANGES = [("Appear", "Vanish"), ("Grow", "Shrink"), ("Open", "Close"), ("Sharpen", "Blur")]
+MOVEMENTS = [("Right", "Left"), ("Down", "Up"), ("Grow", "Shrink"), ("Clockwise", "Counterclockwise")]
 # High quality throughout: where it rises or falls along a clip, even the average frame betrays the direction.
 CODECS = [
     ("avi", "mpeg4", {"bf": "2", "qmin": "1", "qmax": "2", "b": "8M"}),
@@ -62,30 +65,43 @@ class Scene:
         self.curtain = texture(rng, self.size, int(rng.integers(2, 6)), hue - rng.uniform(0.15, 0.3))
         self.outline = outline(rng)
 
-    def with_object(self, centre: np.ndarray, radius: float, opacity: float) -> Image.Image:
+    def with_object(
+        self, centre: np.ndarray, radius: float, opacity: float = 1, angle: float = 0, stretch: float = 1
+    ) -> Image.Image:
+        """The object in its place, clockwise by `angle`; `stretch` makes it longer than broad."""
         mask = Image.new("L", self.size)
-        points = [tuple(point) for point in centre + self.outline * radius]
-        ImageDraw.Draw(mask).polygon(points, fill=round(255 * opacity))
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        corners = centre + self.outline * (radius, radius / stretch) @ turn
+        ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners], fill=round(255 * opacity))
         return Image.composite(self.skin, self.place, mask)
 
-    def frame(self, pair: int, progress: float, centre: np.ndarray, radius: float) -> Image.Image:
-        """The picture at `progress` from 0 to 1 of the first action of a pair."""
-        if pair == 0:
-            return self.with_object(centre, radius, progress)
-        if pair == 1:
-            return self.with_object(centre, radius * (0.15 + 1.1 * progress), 1)
-        whole = self.with_object(centre, radius, 1)
-        if pair == 2:
-            width, height = self.size
-            edge = round(width / 2 * (1 - progress))
-            for left in (0, width - edge):
-                whole.paste(self.curtain.crop((left, 0, left + edge, height)), (left, 0))
-            return whole
-        return whole.filter(ImageFilter.GaussianBlur(9 * (1 - progress)))
+    def frame(self, action: str, progress: float, centre: np.ndarray, radius: float) -> Image.Image:
+        """The picture at `progress` from 0 to 1 of an action that is the first of its pair."""
+        width, height = self.size
+        match action:
+            case "Appear":
+                return self.with_object(centre, radius, opacity=progress)
+            case "Grow":
+                return self.with_object(centre, radius * (0.15 + 1.1 * progress))
+            case "Open":
+                whole = self.with_object(centre, radius)
+                edge = round(width / 2 * (1 - progress))
+                for left in (0, width - edge):
+                    whole.paste(self.curtain.crop((left, 0, left + edge, height)), (left, 0))
+                return whole
+            case "Sharpen":
+                return self.with_object(centre, radius).filter(ImageFilter.GaussianBlur(9 * (1 - progress)))
+            case "Right":
+                return self.with_object(centre + ((progress - 0.5) * 0.5 * width, 0), 0.6 * radius)
+            case "Down":
+                return self.with_object(centre + (0, (progress - 0.5) * 0.5 * height), 0.6 * radius)
+            case "Clockwise":
+                return self.with_object(centre, radius, angle=progress * 0.75 * np.pi, stretch=2.5)
+        raise ValueError(action)
 
 
-def render(scene: Scene, pair: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The frames of one clip in the order of the pair's first class, uint8 [H,W,3] each."""
+def render(scene: Scene, action: str, rng: np.random.Generator) -> list[np.ndarray]:
+    """The frames of one clip, uint8 [H,W,3] each."""
     width, height = scene.size
     radius = rng.uniform(0.3, 0.42) * min(scene.size)
     centre = np.array([rng.uniform(0.35, 0.65) * width, rng.uniform(0.35, 0.65) * height])
@@ -95,7 +111,7 @@ def render(scene: Scene, pair: int, rng: np.random.Generator) -> list[np.ndarray
     frames = []
     for time in np.linspace(0, 1, FRAMES):
         progress = float(np.clip((time - begin) / (end - begin), 0, 1))
-        picture = scene.frame(pair, progress, centre + drift * (time - 0.5), radius)
+        picture = scene.frame(action, progress, centre + drift * (time - 0.5), radius)
         noisy = np.asarray(picture, np.float32) * light + rng.normal(0, 4, (height, width, 1))
         frames.append(noisy.clip(0, 255).astype(np.uint8))
     return frames
@@ -119,14 +135,14 @@ def encode(path: Path, codec: str, options: dict[str, str], frames: list[np.ndar
         container.mux(stream.encode())
 
 
-def make_group(videos: Path, group: int, clips: int, seed: int) -> list[str]:
+def make_group(videos: Path, pairs: list[tuple[str, str]], group: int, clips: int, seed: int) -> list[str]:
     """Writes all clips of one group and returns their paths relative to `videos`."""
     scene = Scene(group, seed)
     names = []
-    for pair, labels in enumerate(PAIRS):
+    for pair, labels in enumerate(pairs):
         for clip in range(1, clips + 1):
             rng = np.random.default_rng([seed, group, pair, clip])
-            frames = render(scene, pair, rng)
+            frames = render(scene, labels[0], rng)
             suffix, codec, options = CODECS[(group + pair + clip) % len(CODECS)]
             # Every fifth group has a variable frame rate where the container can hold one; AVI cannot.
             uneven = group % 5 == 0 and suffix != "avi"
@@ -145,14 +161,16 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=24, help="scenes; a third of them is the test")
     parser.add_argument("--clips", type=int, default=3, help="clips a class and group")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--movements", action="store_true", help="movements instead of changes")
     args = parser.parse_args()
 
     videos, splits = args.folder / "videos", args.folder / "splits"
-    jobs = (joblib.delayed(make_group)(videos, g, args.clips, args.seed) for g in range(1, args.groups + 1))
+    pairs = MOVEMENTS if args.movements else CHANGES
+    jobs = (joblib.delayed(make_group)(videos, pairs, g, args.clips, args.seed) for g in range(1, args.groups + 1))
     made = joblib.Parallel(n_jobs=-1, return_as="generator")(jobs)
     names = [name for group in tqdm(made, "demo data", args.groups, disable=None, unit=" groups") for name in group]
 
-    classes = sorted(label for pair in PAIRS for label in pair)
+    classes = sorted(label for pair in pairs for label in pair)
     splits.mkdir(parents=True, exist_ok=True)
     (splits / "classInd.txt").write_text("".join(f"{n} {label}\n" for n, label in enumerate(classes, 1)))
     for split in (1, 2, 3):
