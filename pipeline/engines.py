@@ -160,13 +160,14 @@ def _start_cuda(module: nn.Module, device: torch.device, precision: str, size: i
 def _start_openvino(parts: list[nn.Module], blank: torch.Tensor) -> Run:
     openvino = _openvino()
     compiled = []
-    example = blank
+    examples: tuple[torch.Tensor, ...] = (blank,)
     for part, hint in zip(parts, ("f32", "bf16"), strict=False):
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             # OpenVINO makes a faster graph from torch.jit, which is deprecated, than from torch.export.
-            graph = openvino.convert_model(torch.jit.trace(part, example, check_trace=False), example_input=example)
-            graph.reshape(list(example.shape))
-            example = part(example)
+            traced = torch.jit.trace(part, examples, check_trace=False)
+            graph = openvino.convert_model(traced, example_input=examples)
+            graph.reshape({given: list(example.shape) for given, example in zip(graph.inputs, examples, strict=True)})
+            examples = part(*examples)
         options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "THROUGHPUT"}
         compiled.append(openvino.compile_model(graph, "CPU", options))
     threads = compiled[0].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
@@ -176,10 +177,10 @@ def _start_openvino(parts: list[nn.Module], blank: torch.Tensor) -> Run:
     pool = ThreadPoolExecutor(threads)
 
     def run_batch(batch: torch.Tensor) -> np.ndarray:
-        requests, values = idle.get(), batch.numpy()
+        requests, values = idle.get(), [batch.numpy()]
         for request in requests:
-            values = request.infer([values], share_inputs=True, share_outputs=True)[0]
-        features = values.copy()
+            values = list(request.infer(values, share_inputs=True, share_outputs=True).values())
+        features = values[0].copy()
         idle.put(requests)
         return features
 
@@ -207,11 +208,13 @@ class _Halved(nn.Module):
         self.shallow, self.deep = shallow, deep.to(torch.bfloat16)
 
     def forward(self, frames_N3HW: torch.Tensor) -> torch.Tensor:
-        return self.deep(self.shallow(frames_N3HW).to(torch.bfloat16)).float()
+        return self.deep(*(values.to(torch.bfloat16) for values in self.shallow(frames_N3HW)))[0].float()
 
 
 def _split(network: nn.Module, blank: torch.Tensor) -> list[nn.Module]:
-    """Cuts a network in two where one tensor alone, shrunk by `SENSITIVE_UP_TO`, feeds a convolution.
+    """Cuts a network in two where a tensor shrunk by `SENSITIVE_UP_TO` feeds a convolution.
+
+    The parts give and take tuples, since other tensors may be needed later too: of a branch, or of stages for a view.
 
     Raises:
         ConfigError: there is no such place.
@@ -231,21 +234,22 @@ def _split(network: nn.Module, blank: torch.Tensor) -> list[nn.Module]:
         uses_left = {source: uses for source, uses in (uses_left | {node: len(node.users)}).items() if uses}
         value = node.meta.get("val")
         has_shrunk = getattr(value, "ndim", 0) == 4 and value.shape[-1] * SENSITIVE_UP_TO <= blank.shape[-1]
-        if has_shrunk and len(uses_left) == 1 and any("conv" in str(user.target) for user in node.users):
+        if has_shrunk and any("conv" in str(user.target) for user in node.users):
             deep = [other for other in graph.graph.nodes if other not in of_frames.intersection(shallow)]
-            return [_part(graph, shallow, None, node), _part(graph, deep[:-1], node, *deep[-1].all_input_nodes)]
+            needed = list(uses_left)
+            return [_part(graph, shallow, [], needed), _part(graph, deep[:-1], needed, deep[-1].all_input_nodes)]
     raise ConfigError("backbone.precision: this model cannot be cut into a part in fp32 and one in bf16; use fp32")
 
 
 def _part(
-    module: torch.fx.GraphModule, nodes: list[torch.fx.Node], begin: torch.fx.Node | None, end: torch.fx.Node
+    module: torch.fx.GraphModule, nodes: list[torch.fx.Node], begin: list[torch.fx.Node], end: list[torch.fx.Node]
 ) -> nn.Module:
-    """Copies some nodes of a module into one of their own, which takes the value of `begin` and gives that of `end`."""
+    """Copies some nodes of a module into one of their own, which takes values of `begin` and gives those of `end`."""
     part = torch.fx.Graph()
-    copies = {begin: part.placeholder("values")} if begin else {}
+    copies = {node: part.placeholder(f"values{number}") for number, node in enumerate(begin)}
     for node in nodes:
         copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(copies[end])
+    part.output(tuple(copies[node] for node in end))
     return torch.fx.GraphModule(copy.deepcopy(module), part)
 
 

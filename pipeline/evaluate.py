@@ -49,7 +49,8 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     clips, test = load_features(store, dataset, "test", config.max_missing)
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]
 
-    logits = {kind: predict_logits(head, test, device).numpy() for kind, head in bundle.heads(config, device).items()}
+    classifiers = bundle.classifiers(config, device)
+    logits = {kind: predict_logits(classifier, test, device).numpy() for kind, classifier in classifiers.items()}
     train_counts_C = np.array([sum(clip.label == name for clip in dataset.of("train")) for name in dataset.classes])
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 

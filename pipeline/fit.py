@@ -19,14 +19,14 @@ from torch import nn
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.head import HEADS
+from pipeline.head import HEADS, Reduction
 
 # cuBLAS needs this before its first use to be deterministic in LSTMs (PyTorch notes on reproducibility).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 class FeatureSet(NamedTuple):
-    """A split in memory: `features_NTD` float16, padded with zeros; `lengths_N` and `labels_N` int64."""
+    """A split in memory: `features_NTD` float16, or float32 once reduced, padded; `lengths_N` and `labels_N` int64."""
 
     features_NTD: torch.Tensor
     lengths_N: torch.Tensor
@@ -40,6 +40,11 @@ class FeatureSet(NamedTuple):
             for part in (self, other)
         ]
         return FeatureSet(torch.cat(padded), *(torch.cat(parts) for parts in list(zip(self, other, strict=True))[1:]))
+
+    def reduced(self, reduction: Reduction) -> "FeatureSet":
+        """Returns what a head sees of the features."""
+        parts = self.features_NTD.split(256)  # Not all at once, for in float32 they are twice as large.
+        return self._replace(features_NTD=torch.cat([reduction(part) for part in parts]))
 
     def to(self, device: torch.device) -> "FeatureSet":
         """Moves the features to the device if they fit into half of its free memory, else leaves them here."""
@@ -65,7 +70,7 @@ def fit(
     Args:
         head_config: which head.
         config: how it is trained.
-        train: clips to learn from.
+        train: clips to learn from, reduced.
         val: clips of other groups, which decide when to stop; None to train to the end.
         epochs: passes over the training clips at most; the learning rate falls to nought over them.
         classes: number of classes.

@@ -5,18 +5,69 @@ from torch import nn
 
 from pipeline.config import HeadConfig
 
+FRAMES_TO_REDUCE = 20_000
+"""Frames, of clips drawn at random, that a reduction is computed from: more do not change it visibly."""
+
+
+class Reduction(nn.Module):
+    """Features -> their principal components, half whitened, and beside them how much each has changed in a frame.
+
+    All of it is computed from the training clips. Few clips cannot train weights for thousands of values a frame. Half
+    whitening divides each component by the root of its standard deviation: between the raw scale, in which a few drown
+    the rest, and full whitening, which blows up noise. The size of a change is what no weighted sum of frames can tell.
+    """
+
+    def __init__(self, width: int, components: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("basis", torch.zeros(width, components))
+        self.register_buffer("usual_change", torch.zeros(components))
+        self.register_buffer("change_scale", torch.ones(()))
+
+    @property
+    def size(self) -> int:
+        """Values a frame that a head sees."""
+        return 2 * self.basis.shape[1]
+
+    @classmethod
+    def of(cls, features_NTD: torch.Tensor, lengths_N: torch.Tensor, components: int) -> "Reduction":
+        """Computes it for at most so many components; frames from `lengths_N` on are padding."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            clips = torch.randperm(len(lengths_N))[: max(1, FRAMES_TO_REDUCE // features_NTD.shape[1])]
+            features_NTD, lengths_N = features_NTD[clips], lengths_N[clips]
+            is_frame_NT = torch.arange(features_NTD.shape[1]) < lengths_N[:, None]
+            frames_FD = features_NTD[is_frame_NT].float()
+            reduction = cls(frames_FD.shape[1], min(components, *frames_FD.shape))
+            normed_FD = reduction.norm(frames_FD)
+            reduction.centre = normed_FD.mean(0)
+            _, scales_K, basis_DK = torch.pca_lowrank(normed_FD - reduction.centre, reduction.size // 2)
+        deviations_K = (scales_K / len(frames_FD) ** 0.5).clamp(min=1e-6)
+        # The variance is one on average, so that learning rates mean the same for all backbones.
+        reduction.basis = basis_DK / (deviations_K * deviations_K.mean()).sqrt()
+        changes_FK = reduction(features_NTD)[is_frame_NT].chunk(2, -1)[1]
+        reduction.usual_change = changes_FK.mean(0)
+        reduction.change_scale = (changes_FK - reduction.usual_change).std(correction=0).clamp(min=1e-6)
+        return reduction
+
+    def forward(self, features_NTD: torch.Tensor) -> torch.Tensor:
+        """Returns float32 [N,T,2K]: the components, and the sizes of their changes since the frame before."""
+        components_NTK = (self.norm(features_NTD.float()) - self.centre) @ self.basis
+        changes_NTK = components_NTK.diff(dim=1, prepend=components_NTK[:, :1]).abs()
+        return torch.cat([components_NTK, (changes_NTK - self.usual_change) / self.change_scale], 2)
+
 
 class MeanHead(nn.Module):
-    """A linear layer on the average of the normalised frames: all that can be known without time."""
+    """A linear layer on the average frame, without the changes: all that can be known without time."""
 
     def __init__(self, width: int, classes: int, config: HeadConfig):
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.linear = nn.Linear(width, classes)
+        self.linear = nn.Linear(width // 2, classes)
 
-    def forward(self, features_NTD: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+    def forward(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Returns logits [N,C]; frames from `lengths_N` on are padding."""
-        return self.linear(segment_means(self.norm(features_NTD), lengths_N, 1).flatten(1))
+        return self.linear(segment_means(reduced_NTK.chunk(2, -1)[0], lengths_N, 1).flatten(1))
 
 
 class BiLSTMHead(nn.Module):
@@ -33,7 +84,6 @@ class BiLSTMHead(nn.Module):
     def __init__(self, width: int, classes: int, config: HeadConfig):
         super().__init__()
         self.parts = [2**level for level in range(config.levels)]
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.linear = nn.Linear(sum(self.parts) * width, classes)
         dropout = nn.Dropout(config.dropout)
         self.project = nn.Sequential(dropout, nn.Linear(width, config.hidden), nn.GELU(), dropout)
@@ -45,21 +95,31 @@ class BiLSTMHead(nn.Module):
         nn.init.zeros_(self.classify[1].weight)
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, features_NTD: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+    def forward(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Returns logits [N,C]; frames from `lengths_N` on are padding."""
-        normed_NTD = self.norm(features_NTD)
         packed = nn.utils.rnn.pack_padded_sequence(
-            self.project(normed_NTD), lengths_N.cpu(), batch_first=True, enforce_sorted=False
+            self.project(reduced_NTK), lengths_N.cpu(), batch_first=True, enforce_sorted=False
         )
         states_NTH, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         pooled_NH = segment_means(states_NTH, lengths_N, 1).flatten(1)
-        pyramid_NSD = torch.cat([segment_means(normed_NTD, lengths_N, parts) for parts in self.parts], 1)
+        pyramid_NSK = torch.cat([segment_means(reduced_NTK, lengths_N, parts) for parts in self.parts], 1)
         # Without the root, more levels would mean larger steps of the logits at the same learning rate.
-        linear_NC = self.linear(pyramid_NSD.flatten(1) / sum(self.parts) ** 0.5)
+        linear_NC = self.linear(pyramid_NSK.flatten(1) / sum(self.parts) ** 0.5)
         return linear_NC + self.LSTM_SCALE * self.classify(pooled_NH)
 
 
 HEADS = {"bilstm": BiLSTMHead, "mean": MeanHead}
+
+
+class Classifier(nn.Module):
+    """A head with the reduction that it was trained behind: features [N,T,D] -> logits [N,C]."""
+
+    def __init__(self, reduction: Reduction, head: nn.Module):
+        super().__init__()
+        self.reduction, self.head = reduction, head
+
+    def forward(self, features_NTD: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        return self.head(self.reduction(features_NTD), lengths_N)
 
 
 def segment_means(features_NTD: torch.Tensor, lengths_N: torch.Tensor, segments: int) -> torch.Tensor:

@@ -39,7 +39,7 @@ class Predictor:
         self.config = bundle.config(overrides or {})
         self.device = resolve_device(self.config.device)
         self.classes = bundle.classes
-        self.head = bundle.heads(self.config, self.device)[self.config.head.kind]
+        self.classifier = bundle.classifiers(self.config, self.device)[self.config.head.kind]
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
 
     def __call__(self, videos: list[Path]) -> Iterator[tuple[Path, torch.Tensor | Failure]]:
@@ -51,7 +51,7 @@ class Predictor:
                 continue
             features_1TD = torch.from_numpy(outcome.features)[None]
             length = torch.tensor([len(outcome.features)])
-            yield clip.path, predict_logits(self.head, FeatureSet(features_1TD, length, length), self.device)[0]
+            yield clip.path, predict_logits(self.classifier, FeatureSet(features_1TD, length, length), self.device)[0]
 
 
 def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:

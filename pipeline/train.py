@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.data import Clip, Dataset, load_dataset
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.fit import FeatureSet, fit
+from pipeline.head import Reduction
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
 from pipeline.store import FeatureStore
@@ -54,6 +55,8 @@ def train(config: Config, run: str) -> None:
         digest.update(f"{split} {[(clip.id, clip.label) for clip in clips]}".encode())
         digest.update(splits[split].features_NTD.numpy())
     identity = digest.hexdigest()
+    reduction = Reduction.of(*splits["train"][:2], config.head.components)
+    splits = {split: features.reduced(reduction) for split, features in splits.items()}
     loading = time.monotonic() - began
     trained_on = bundle.identity()
     if trained_on == identity:
@@ -103,7 +106,7 @@ def train(config: Config, run: str) -> None:
             fit_once(kind, f"{kind}-refit", splits["train"].join(splits["val"]), None, len(records))
             told += "; trained anew on all training clips"
         print(told)
-    bundle.finish(heads, history, identity)
+    bundle.finish(reduction, heads, history, identity)
     spent = {name: sum(record["seconds"] for record in records) for name, records in history.items()}
     tracker.summary({f"seconds/{name}": value for name, value in {"load features": loading, **spent}.items()})
     for name in history:

@@ -1,4 +1,6 @@
 import importlib.util
+import itertools
+import math
 import pickle
 import sys
 
@@ -73,8 +75,31 @@ def test_features_are_those_of_timm(engine, precision):
     backbone = Backbone(BackboneConfig(engine=engine, precision=precision), CPU)
     frames = pictures()
     features = backbone(transformed(backbone, frames))
-    assert features.dtype == np.float16 and features.shape == (4, 1280)
-    assert cosines(features, reference_features(backbone, "tf_efficientnet_lite0", frames)).min() >= 0.999
+    assert features.dtype == np.float16 and features.shape == (4, 4 * 1280)
+    assert cosines(features[:, :1280], reference_features(backbone, "tf_efficientnet_lite0", frames)).min() >= 0.999
+
+
+def test_the_grid_is_made_of_the_stages():
+    """The same by hand: each stage averaged over cells and scaled, and all of a cell projected."""
+    backbone = Backbone(BackboneConfig(engine="torch", precision="fp32"), CPU)
+    frames = transformed(backbone, pictures())
+    grid = backbone._network.view
+    stages = []
+    for block in (2, 4, 6):  # Strides of 8, 16 and 32.
+        grid.model.blocks[block].register_forward_hook(lambda module, given, output: stages.append(output.numpy()))
+    with torch.inference_mode():
+        backbone._network(torch.from_numpy(frames))
+    cells = []
+    for stage in stages:
+        parts = np.empty((*stage.shape[:2], 4, 4))
+        for row, column in itertools.product(range(4), range(4)):
+            side = stage.shape[2] / 4
+            ys, xs = (slice(math.floor(at * side), math.ceil((at + 1) * side)) for at in (row, column))
+            parts[:, :, row, column] = stage[:, :, ys, xs].mean((2, 3))
+        cells.append(parts / np.sqrt((parts**2).mean((1, 2, 3), keepdims=True)))
+    expected = np.einsum("kc,ncyx->nkyx", grid.projection[:, :, 0, 0].numpy(), np.concatenate(cells, 1))
+    features = Backbone(BackboneConfig(engine="torch", precision="fp32"), CPU)(frames)
+    np.testing.assert_allclose(features[:, 1280:], expected.reshape(len(frames), -1), atol=0.01)
 
 
 def test_an_engine_is_chosen_once_and_only_if_it_is_right(tmp_path, monkeypatch, capsys):
@@ -108,7 +133,7 @@ def test_features_do_not_depend_on_the_batch():
 
 def test_the_weights_are_of_imagenet():
     """Golden numbers: the embedded weights on a fixed picture, so that another file or order of tensors is noticed."""
-    backbone = Backbone(BackboneConfig(precision="fp32"), CPU)
+    backbone = Backbone(BackboneConfig(precision="fp32", view="pooled"), CPU)
     features = backbone(transformed(backbone, pictures()[:1]))[0].astype(np.float32)
     assert backbone.description["weights_sha256"].startswith("653246f58bc51a83")
     strongest = np.argsort(-features)[:5]
@@ -125,9 +150,9 @@ def test_a_local_file_of_weights(tmp_path, suffix):
     backbone = Backbone(BackboneConfig(model="mobilenetv3_small_050", weights=path), CPU)
     frames = pictures()
     features = backbone(transformed(backbone, frames))
-    # The width is what comes out, 1024, not timm's num_features, 288.
-    assert features.shape == (4, 1024)
-    assert cosines(features, reference_features(backbone, "mobilenetv3_small_050", frames)).min() >= 0.999
+    # The pooled part is what timm's model gives, 1024, not its num_features, 288.
+    assert features.shape == (4, 4 * 1024)
+    assert cosines(features[:, :1024], reference_features(backbone, "mobilenetv3_small_050", frames)).min() >= 0.999
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

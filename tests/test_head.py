@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import HeadConfig
-from pipeline.head import HEADS, segment_means
+from pipeline.head import HEADS, Reduction, segment_means
 
 WIDTH, CLASSES = 12, 5
 
@@ -36,6 +36,30 @@ def test_the_mean_is_blind_to_order_and_the_lstm_is_not():
     backwards = clip.flip(1)
     torch.testing.assert_close(make("mean")(clip, length), make("mean")(backwards, length))
     assert (make("bilstm")(clip, length) - make("bilstm")(backwards, length)).abs().max() > 0.1
+
+
+def test_the_reduction_keeps_what_varies_and_ignores_padding():
+    torch.manual_seed(0)
+    hidden = torch.randn(6, 10, 3) * torch.tensor([4.0, 2.0, 1.0])
+    clips = hidden @ torch.linalg.qr(torch.randn(WIDTH, 3))[0].T
+    lengths = torch.tensor([10, 7, 10, 3, 10, 1])
+    for number, length in enumerate(lengths):
+        clips[number, length:] = 99
+    reduction = Reduction.of(clips, lengths, 3)
+    is_frame = torch.arange(10) < lengths[:, None]
+    reduced, changes = reduction(clips)[is_frame].chunk(2, -1)
+    torch.testing.assert_close(reduced.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    covariance = reduced.T @ reduced / len(reduced)
+    torch.testing.assert_close(covariance, torch.diag(covariance.diag()), atol=1e-3, rtol=0)
+    assert covariance.trace() == pytest.approx(3, rel=1e-3)
+    restored = reduced @ torch.linalg.pinv(reduction.basis) + reduction.centre
+    torch.testing.assert_close(restored, reduction.norm(clips[is_frame]), atol=0.4, rtol=0)
+    torch.testing.assert_close(changes.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    assert changes.std() == pytest.approx(1, rel=0.05)
+    still = reduction(clips[:1, :1].expand(1, 4, -1)).chunk(2, -1)[1]
+    assert torch.equal(still, still[:, :1].expand_as(still)) and (still < 0).all()
+    assert torch.equal(Reduction.of(clips, lengths, 3).basis, reduction.basis)
+    assert Reduction.of(clips[:1, :1], lengths[5:], 3)(clips).isfinite().all()
 
 
 def test_segment_means():
