@@ -38,12 +38,12 @@ def show_failures(config: Config, config_file: Path, clip_id: str | None) -> Non
         print(f"no failures among {len(clips)} clips")
         return
     groups = defaultdict(list)
-    for line in failures.values():
+    for line in sorted(failures.values(), key=lambda line: line["clip"]):
         groups[re.sub(r"\d+(\.\d+)?", "#", line["reason"])].append(line)
     print(f"{len(failures)} of {len(clips)} clips could not be read, see {store.ledger}")
     for lines in sorted(groups.values(), key=len, reverse=True):
         tried = max(line["attempt"] for line in lines)
-        reason, last = printable(lines[0]["reason"]), lines[-1]["time"]
+        reason, last = printable(lines[0]["reason"]), max(line["time"] for line in lines)
         print(f"\n{len(lines)} x {reason} (tried {tried} times at most, last {last})")
         for line in lines[:3]:
             print(f"    {printable(line['clip'])}")
