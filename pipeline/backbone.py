@@ -146,7 +146,10 @@ def resize_and_crop(data: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tens
     """Builds timm's evaluation transform for uint8 tensors, without the normalisation."""
     steps = timm.data.create_transform(**data, is_training=False, normalize=False)
     match steps.transforms:
-        case [transforms.Resize() as resize, transforms.CenterCrop() as crop, _]:
+        case [transforms.Resize() as resize, transforms.CenterCrop() as crop, _] if resize.interpolation.value in (
+            "bilinear",
+            "bicubic",
+        ):
             return ResizeAndCrop(resize.size, crop.size, resize.interpolation.value)
     return functools.partial(_frame_by_frame, steps)
 

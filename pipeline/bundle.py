@@ -1,9 +1,9 @@
 """The run bundle: a folder that holds all that a prediction needs, and what is known of the run.
 
 `config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `trained_on.csv` the clips and
-groups that the heads learned from, `backbone.safetensors` the CNN, `model.safetensors` the heads (the last to be
-written: with it a run is complete), `history.json` the epochs; after `evaluate` also `metrics.json`,
-`predictions.csv`, `report.md` and its pictures.
+groups that the heads learned from, `backbone.safetensors` the CNN, `model.safetensors` the heads and the reduction
+before them (the last to be written: with it a run is complete), `history.json` the epochs; after `evaluate` also
+`metrics.json`, `predictions.csv`, `report.md` and its pictures.
 """
 
 import csv

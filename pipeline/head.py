@@ -43,7 +43,9 @@ class Reduction(nn.Module):
             normed_FD = reduction.norm(frames_FD)
             reduction.centre = normed_FD.mean(0)
             _, scales_K, basis_DK = torch.pca_lowrank(normed_FD - reduction.centre, reduction.size // 2)
+        # Directions in which the training frames do not vary are nothing but noise in others.
         deviations_K = (scales_K / len(frames_FD) ** 0.5).clamp(min=1e-6)
+        basis_DK = basis_DK * (deviations_K > 1e-3 * deviations_K[0])
         # The variance is one on average, so that learning rates mean the same for all backbones.
         reduction.basis = basis_DK / (deviations_K * deviations_K.mean()).sqrt()
         changes_FK = reduction(features_NTD)[is_frame_NT].chunk(2, -1)[1]

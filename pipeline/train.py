@@ -55,8 +55,6 @@ def train(config: Config, run: str) -> None:
         digest.update(f"{split} {[(clip.id, clip.label) for clip in clips]}".encode())
         digest.update(splits[split].features_NTD.numpy())
     identity = digest.hexdigest()
-    reduction = Reduction.of(*splits["train"][:2], config.head.components)
-    splits = {split: features.reduced(reduction) for split, features in splits.items()}
     loading = time.monotonic() - began
     trained_on = bundle.identity()
     if trained_on == identity:
@@ -68,6 +66,10 @@ def train(config: Config, run: str) -> None:
             "give this run another name with --run, or delete that folder"
         )
 
+    reduction = Reduction.of(*splits["train"][:2], config.head.components)
+    splits = {split: features.reduced(reduction) for split, features in splits.items()}
+    # A checkpoint holds for this very basis, which another number of threads may turn.
+    of_checkpoints = hashlib.sha256(identity.encode() + reduction.basis.numpy().tobytes()).hexdigest()
     bundle.begin(config, dataset.classes, learned_from, store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
     heads: dict[str, nn.Module] = {}
@@ -91,7 +93,7 @@ def train(config: Config, run: str) -> None:
                 len(dataset.classes),
                 device,
                 bundle.folder / f"checkpoint-{name}.safetensors",
-                identity,
+                of_checkpoints,
                 log,
             )
 

@@ -25,6 +25,8 @@ class Grid(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        if len(model.feature_info) < STAGES or not hasattr(model, "forward_intermediates"):
+            raise AttributeError("feature_info")
         channels = sum(stage["num_chs"] for stage in model.feature_info[-STAGES:])
         kept = (SIZE - 1) * model.head_hidden_size // CELLS**2
         # RandomState, since its numbers will never change.
@@ -32,7 +34,7 @@ class Grid(nn.Module):
         self.register_buffer("projection", torch.from_numpy(projection).float()[..., None, None])
 
     def forward(self, pictures_N3HW: torch.Tensor) -> torch.Tensor:
-        last, stages = self.model.forward_intermediates(pictures_N3HW, STAGES)
+        last, stages = self.model.forward_intermediates(pictures_N3HW, indices=STAGES)
         pooled_ND = self.model.forward_head(last, pre_logits=True)
         cells = torch.cat([_even(adaptive_avg_pool2d(stage, CELLS)) for stage in stages], 1)
         return torch.cat([_even(pooled_ND), conv2d(cells, self.projection).flatten(1)], 1)

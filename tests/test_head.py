@@ -60,6 +60,8 @@ def test_the_reduction_keeps_what_varies_and_ignores_padding():
     assert torch.equal(still, still[:, :1].expand_as(still)) and (still < 0).all()
     assert torch.equal(Reduction.of(clips, lengths, 3).basis, reduction.basis)
     assert Reduction.of(clips[:1, :1], lengths[5:], 3)(clips).isfinite().all()
+    few = Reduction.of(clips[:1, :2], lengths[:1].clamp(max=2), 3)  # Two frames vary in one direction alone.
+    assert few(clips)[is_frame].abs().max() < 50
 
 
 def test_segment_means():
