@@ -85,10 +85,7 @@ class Backbone:
         }
         self.batch = engines.batch_size(device)
         self._config, self._device, self._shape = config, device, data["input_size"]
-        try:
-            view = Grid(model) if config.view == "grid" else model
-        except AttributeError:
-            raise ConfigError(f"backbone.view: {config.model} has no stages to make a grid of; use pooled") from None
+        view = Grid(model) if config.view == "grid" else model
         self._network = _Normalised(view, data["mean"], data["std"]).eval()
 
     def __call__(self, frames_N3HW: np.ndarray) -> np.ndarray:

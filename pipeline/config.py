@@ -80,7 +80,7 @@ class HeadConfig:
     kind: Literal["bilstm", "mean"] = "bilstm"
     """bilstm: an LSTM beside a linear layer on a temporal pyramid; mean: a linear layer on the average frame."""
     components: PositiveInt = 256
-    """Principal components of the features that the head sees, computed on the training clips."""
+    """Principal components of the features that the head sees at most, computed on the training clips."""
     hidden: PositiveInt = 128
     """Units of the LSTM in each direction, and of the projection before it."""
     layers: PositiveInt = 1

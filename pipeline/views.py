@@ -9,24 +9,32 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
+from pipeline.errors import ConfigError
+
 STAGES, CELLS = 3, 4
 """The last stages that the grid is made of, and its cells in each direction."""
 SIZE = 4
-"""How many times as large as the pooled layer it is, with the pooled layer in it."""
+"""How many times as large as the pooled layer it is, with the pooled layer in it. Whoever changes one of these gives
+the store another `format`, for features must not mix."""
 
 
 class Grid(nn.Module):
     """The last pooled layer, and beside it the last stages, averaged over the cells of a grid, [N,4D].
 
-    All parts weigh the same, and a fixed random projection of each cell (Johnson and Lindenstrauss) keeps the
-    size in proportion.
+    Each part is scaled to the same mean square, and a fixed random projection of each cell (Johnson and Lindenstrauss)
+    keeps the size in proportion.
     """
 
     def __init__(self, model: nn.Module):
+        """Wraps a timm model.
+
+        Raises:
+            ConfigError: it does not give its stages.
+        """
         super().__init__()
         self.model = model
-        if len(model.feature_info) < STAGES or not hasattr(model, "forward_intermediates"):
-            raise AttributeError("feature_info")
+        if len(getattr(model, "feature_info", ())) < STAGES or not hasattr(model, "forward_intermediates"):
+            raise ConfigError("backbone.view: this model has no stages to make a grid of; use pooled")
         channels = sum(stage["num_chs"] for stage in model.feature_info[-STAGES:])
         kept = (SIZE - 1) * model.head_hidden_size // CELLS**2
         # RandomState, since its numbers will never change.

@@ -244,7 +244,7 @@ def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:
 def _serve(pipe: connection.Connection, shelf: _Shelf) -> None:
     """The life of a worker: task in, result out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers.
-    import torch  # Late, for whoever only looks at results needs none.
+    import torch  # Late: listing a store, which imports this file too, needs none.
 
     torch.set_num_threads(1)  # There is a worker for each core.
     with open(os.devnull, "w") as nowhere:

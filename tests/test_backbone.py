@@ -15,6 +15,7 @@ from pipeline import engines
 from pipeline.backbone import Backbone, resize_and_crop
 from pipeline.config import BackboneConfig
 from pipeline.errors import ConfigError, KinemaError
+from pipeline.views import Grid
 
 CPU = torch.device("cpu")
 
@@ -121,6 +122,8 @@ def test_what_cannot_run_here_is_a_config_error():
     with pytest.raises(ConfigError, match="fp16 is for GPUs"):
         _ = Backbone(BackboneConfig(precision="fp16"), CPU).choice
     no_convolution = torch.nn.Flatten()
+    with pytest.raises(ConfigError, match="no stages to make a grid of; use pooled"):
+        Grid(no_convolution)
     with pytest.raises(ConfigError, match="cannot be cut"):
         engines.start(no_convolution, CPU, "torch", "bf16", (3, 224, 224))
 
