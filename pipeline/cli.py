@@ -77,7 +77,7 @@ def _run(argv: list[str]) -> None:
         verbs.add_parser(name, help=text, add_help=False)
     verb = top.parse_known_args(argv[:1])[0].verb
 
-    if verb in ("extract", "evaluate", "predict") and "--help" not in argv:
+    if verb in ("extract", "predict") and "--help" not in argv:
         from pipeline.workers import warm_up
 
         warm_up()

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from pipeline import metrics, report
-from pipeline.backbone import Backbone, resolve_device
 from pipeline.bundle import Bundle
 from pipeline.config import Config, SamplingConfig
 from pipeline.data import Clip, load_dataset
+from pipeline.device import resolve_device
 from pipeline.fit import predict_logits
 from pipeline.frames import read_frames
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
 from pipeline.train import load_features
-from pipeline.workers import Failure, run_isolated
+from pipeline.workers import Failure, run_isolated, warm_up
 
 THUMBNAILS = 64
 """Test clips shown in the W&B table of predictions."""
@@ -44,8 +44,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     bundle.require_unseen(dataset.classes, dataset.of("test"))
-    backbone = Backbone(config.backbone, device, bundle.backbone_file)
-    store = FeatureStore(config.store, backbone, config.sampling, config.decode.partial)
+    store = FeatureStore(config.store / bundle.fingerprint(), config.decode.partial)
     clips, test = load_features(store, dataset, "test", config.max_missing)
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]
 
@@ -98,17 +97,21 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     if kind != "mean":
         print(report.gain_line(result))
     print(f"report: {run / 'report.md'}")
-    _track(config, run, result, rows, clips, backbone)
+    _track(config, bundle, result, rows, clips)
 
 
 def _track(
-    config: Config, run: Path, result: dict[str, Any], rows: list[dict[str, Any]], clips: list[Clip], backbone: Backbone
+    config: Config, bundle: Bundle, result: dict[str, Any], rows: list[dict[str, Any]], clips: list[Clip]
 ) -> None:
     """Logs the evaluation to W&B: numbers, confusion matrix, per-class table, predictions with a picture each."""
-    tracker = Tracker(config, run, "evaluate")
+    if config.tracking != "off":
+        warm_up()
+    tracker = Tracker(config, bundle.folder, "evaluate")
     if not tracker.run:
         return
     import wandb
+
+    from pipeline.backbone import Backbone
 
     numbers = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     for name, baseline in result["baselines"].items():
@@ -117,6 +120,7 @@ def _track(
     classes = wandb.Table(list(result["per_class"][0]), [list(row.values()) for row in result["per_class"]])
     shown = dict(list(zip(clips, rows, strict=True))[:: -(-len(clips) // THUMBNAILS)])
     one = SamplingConfig(frames=1)
+    backbone = Backbone(config.backbone, torch.device("cpu"), bundle.backbone_file)  # For its resize and crop.
     load = functools.partial(read_frames, sampling=one, decode=config.decode, transform=backbone.transform)
     predictions = wandb.Table(["frame", "clip", "label", "predicted", "probability"])
     for clip, frame in run_isolated(load, shown, 1, config.decode.deadline, config.decode.memory):
@@ -125,7 +129,7 @@ def _track(
         predictions.add_data(picture, clip.id, row["label"], row["predicted"], row["probability"])
     tracker.log(
         {
-            "confusion": wandb.Image(str(run / "confusion.png")),
+            "confusion": wandb.Image(str(bundle.folder / "confusion.png")),
             "classes": classes,
             "predictions": predictions,
         }

@@ -14,10 +14,11 @@ from contextlib import suppress
 import joblib
 import numpy as np
 
-from pipeline.backbone import Backbone, resolve_device
+from pipeline.backbone import Backbone
 from pipeline.config import Config, DecodeConfig, SamplingConfig
 from pipeline.data import Clip, Source, load_dataset
 from pipeline.decode import DecodedClip
+from pipeline.device import resolve_device
 from pipeline.errors import KinemaError
 from pipeline.frames import read_frames
 from pipeline.progress import progress
@@ -95,8 +96,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     part, parts = shard
     clips = load_dataset(config.data).clips[part - 1 :: parts]
     backbone = Backbone(config.backbone, device)
-    store = FeatureStore(config.store, backbone, config.sampling, config.decode.partial)
-    store.prepare()
+    store = FeatureStore.prepare(config.store, backbone, config.sampling, config.decode.partial)
     deadly = set() if retry_failed else store.given_up()
     print(f"{len(clips)} clips, store {store.folder}; {backbone.engine}, cosine to fp32 {backbone.choice.cosine:.4f}")
 
@@ -127,7 +127,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
                 store.record_failure(clip, outcome)
                 failed += 1
             else:
-                store.write(clip, outcome, left)
+                store.write(clip, outcome, backbone.engine, left)
                 done += 1
                 partial += len(outcome.indices) < outcome.planned
                 frames += len(outcome.features)

@@ -13,6 +13,7 @@ from pipeline.config import Config, DecodeConfig
 from pipeline.data import Clip, load_dataset
 from pipeline.decode import decode_clip
 from pipeline.errors import ConfigError, printable
+from pipeline.store import FeatureStore
 from pipeline.timeline import read_timeline
 from pipeline.workers import Failure, run_isolated
 
@@ -29,12 +30,7 @@ def show_failures(config: Config, config_file: Path, clip_id: str | None) -> Non
             raise ConfigError(f"{printable(clip_id)}: no such clip in {config.data.lists or config.data.root}")
         _examine(clips[clip_id], config.decode)
         return
-    # Late, for the processes that look at one clip need no CNN.
-    from pipeline.backbone import Backbone, resolve_device
-    from pipeline.store import FeatureStore
-
-    device = resolve_device(config.device)
-    store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling, config.decode.partial)
+    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
     failures = {name: line for name, line in store.failures().items() if name in clips and not store.read(clips[name])}
     if not failures:
         print(f"no failures among {len(clips)} clips")

@@ -5,6 +5,7 @@ run that was stopped and resumed ends with the same weights as one that was not.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from typing import NamedTuple
 import safetensors
 import safetensors.torch
 import torch
-from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from pipeline.atomic import moved_into_place
@@ -92,10 +92,6 @@ def fit(
     train, val = train.to(device), val and val.to(device)
     steps_an_epoch = -(-len(train.labels_N) // config.batch_size)
     total = epochs * steps_an_epoch
-    warmup = round(total * config.warmup)
-    schedule = CosineLRScheduler(
-        optimizer, total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False, warmup_lr_init=0
-    )
     counts_C = torch.bincount(train.labels_N, minlength=classes).clamp(min=1)
     weights_C = (len(train.labels_N) / (classes * counts_C)).to(device) if config.class_weights else None
 
@@ -116,7 +112,7 @@ def fit(
         head.train()
         losses, norms = [], []
         for step, batch in enumerate(order.split(config.batch_size), epoch * steps_an_epoch):
-            schedule.step_update(step)
+            optimizer.param_groups[0]["lr"] = config.learning_rate * _share_of_peak(step / total, config.warmup)
             features_NTD = train.features_NTD[batch.to(train.features_NTD.device)].to(device).float()
             labels_N = train.labels_N[batch].to(device)
             logits_NC = head(features_NTD, train.lengths_N[batch])
@@ -154,6 +150,13 @@ def predict_logits(head: nn.Module, clips: FeatureSet, device: torch.device) -> 
         features_NTD = clips.features_NTD[batch.to(clips.features_NTD.device)].to(device).float()
         logits.append(head(features_NTD, clips.lengths_N[batch]).float().cpu())
     return torch.cat(logits)
+
+
+def _share_of_peak(progress: float, warmup: float) -> float:
+    """Rises over the share `warmup` of all steps, then falls along a cosine."""
+    if progress < warmup:
+        return progress / warmup
+    return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
 def _epochs_since_best(history: list[dict[str, float]]) -> int:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from pipeline.backbone import Backbone, resolve_device
+from pipeline.backbone import Backbone
 from pipeline.bundle import Bundle
 from pipeline.data import Clip
+from pipeline.device import resolve_device
 from pipeline.errors import KinemaError, printable
 from pipeline.extract import clip_features
 from pipeline.fit import FeatureSet, predict_logits

@@ -10,6 +10,7 @@ import errno
 import functools
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -23,12 +24,12 @@ import safetensors
 import safetensors.numpy
 
 from pipeline.atomic import abandoned, moved_into_place
-from pipeline.config import SamplingConfig
+from pipeline.config import BackboneConfig, SamplingConfig
 from pipeline.data import Clip, Source
 from pipeline.errors import KinemaError
 from pipeline.workers import Failure
 
-if TYPE_CHECKING:  # Listing a store needs no CNN, nor the seconds in which its libraries are imported.
+if TYPE_CHECKING:  # Reading features needs no CNN, nor the seconds in which its libraries are imported.
     from pipeline.backbone import Backbone
 
 
@@ -48,62 +49,89 @@ class ClipFeatures(NamedTuple):
 class FeatureStore:
     """The entries of one fingerprint."""
 
-    def __init__(self, root: Path, backbone: "Backbone", sampling: SamplingConfig, partial: float):
-        """Names the folder of the setting; nothing is written before `prepare`.
+    def __init__(self, folder: Path, partial: float):
+        """Takes the folder as it is.
+
+        Args:
+            folder: of one fingerprint.
+            partial: share of the planned frames below which an entry counts as not there.
+        """
+        self.folder = folder
+        self.fingerprint = folder.name
+        self.backbone_file = folder / "backbone.safetensors"
+        self.ledger = folder / "failures.jsonl"
+        self.partial = partial
+
+    @classmethod
+    def prepare(cls, root: Path, backbone: "Backbone", sampling: SamplingConfig, partial: float) -> "FeatureStore":
+        """Creates the folder with its manifest and the weights of the CNN, and removes what killed writers left.
 
         Args:
             root: folder of all settings.
-            backbone: what makes the features.
-            sampling: which frames they are of.
-            partial: share of the planned frames below which an entry counts as not there.
-        """
-        self.setting = {"format": 3, "backbone": backbone.description, "sampling": {"frames": sampling.frames}}
-        canonical = json.dumps(self.setting, sort_keys=True).encode()
-        self.fingerprint = hashlib.sha256(canonical).hexdigest()[:16]
-        self.folder = root / self.fingerprint
-        self.backbone_file = self.folder / "backbone.safetensors"
-        self.ledger = self.folder / "failures.jsonl"
-        self.backbone = backbone
-        self.partial = partial
-
-    def prepare(self) -> None:
-        """Creates the folder with its manifest and the weights of the CNN, and removes what killed writers left.
+            backbone: what will make the features.
+            sampling: which frames they will be of.
+            partial: as above.
 
         Raises:
             KinemaError: the folder cannot be written.
         """
-        manifest = self.folder / "manifest.json"
+        store = cls(root / fingerprint(backbone, sampling), partial)
+        manifest = store.folder / "manifest.json"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not _is_whole(self.backbone_file):
-                with moved_into_place(self.backbone_file) as temporary:
-                    self.backbone.save(temporary)
-            engines = _engines(manifest) | {self.backbone.engine: round(self.backbone.choice.cosine, 5)}
-            text = json.dumps(self.setting | {"cosine_to_fp32": engines}, indent=2) + "\n"
+            store.folder.mkdir(parents=True, exist_ok=True)
+            if not _is_whole(store.backbone_file):
+                with moved_into_place(store.backbone_file) as temporary:
+                    backbone.save(temporary)
+            engines = _engines(manifest) | {backbone.engine: round(backbone.choice.cosine, 5)}
+            about = setting(backbone, sampling) | {"cosine_to_fp32": engines}
+            text = json.dumps(about | {"weights_file": _absolute(backbone.weights_file)}, indent=2) + "\n"
             if not manifest.exists() or manifest.read_text(errors="replace") != text:
                 with moved_into_place(manifest) as temporary:
                     temporary.write_text(text)
-            if self.ledger.exists() and not self.ledger.read_bytes().endswith(b"\n"):
-                with self.ledger.open("a") as stream:  # A full disk or a kill cut the last line off.
+            with suppress(OSError):  # A store that cannot be written may still be read.
+                os.utime(manifest)
+            if store.ledger.exists() and not store.ledger.read_bytes().endswith(b"\n"):
+                with store.ledger.open("a") as stream:  # A full disk or a kill cut the last line off.
                     stream.write("\n")
         except (OSError, safetensors.SafetensorError) as error:
-            raise self._refusal(self.folder, error, self.backbone.bytes) from None
-        for leftover in abandoned(self.folder):
+            raise store._refusal(store.folder, error, backbone.bytes) from None
+        for leftover in abandoned(store.folder):
             leftover.unlink(missing_ok=True)
+        return store
 
-    def write(self, clip: Clip, entry: ClipFeatures, left: int = 1, engine: str | None = None) -> None:
+    @classmethod
+    def last(cls, root: Path, backbone: BackboneConfig, sampling: SamplingConfig, partial: float) -> "FeatureStore":
+        """Finds what the last extraction with these settings has filled, without the CNN.
+
+        Raises:
+            KinemaError: there has been none.
+        """
+        wanted = backbone.model, backbone.precision, backbone.view, _absolute(backbone.weights), sampling.frames
+        found = []
+        for manifest in root.glob("*/manifest.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # Damaged: the next extraction writes it anew.
+                about = json.loads(manifest.read_text())
+                of = about["backbone"]
+                has = of["model"], of["precision"], of["view"], about["weights_file"], about["sampling"]["frames"]
+                if has == wanted:
+                    found.append((manifest.stat().st_mtime_ns, manifest.parent))
+        if not found:
+            raise KinemaError(f"{root}: no features with these settings; run kinema extract with the same config")
+        return cls(max(found)[1], partial)
+
+    def write(self, clip: Clip, entry: ClipFeatures, engine: str, left: int = 1) -> None:
         """Writes one entry, whole or not at all.
 
         Args:
             clip: whose it is.
             entry: what to write.
+            engine: what made it, in words.
             left: how many entries are still to be written, for the message if the disk is full.
-            engine: what made it, if it was not this store's backbone just now.
 
         Raises:
             KinemaError: the disk is full or cannot be written.
         """
-        content = encode_entry(clip.id, entry, engine or self.backbone.engine, self.fingerprint)
+        content = encode_entry(clip.id, entry, engine, self.fingerprint)
         path = entry_path(self.folder, clip.id)
         try:
             path.parent.mkdir(exist_ok=True)
@@ -132,7 +160,7 @@ class FeatureStore:
             return False
         if now.sha256 != entry.source.sha256:
             return False
-        self.write(clip, entry._replace(source=now), engine=engine)
+        self.write(clip, entry._replace(source=now), engine)
         return True
 
     def record_failure(self, clip: Clip, failure: Failure) -> None:
@@ -176,6 +204,16 @@ class FeatureStore:
 
 class DamagedEntry(Exception):
     """A file of the store that is not what was written; the message says what is wrong."""
+
+
+def setting(backbone: "Backbone", sampling: SamplingConfig) -> dict[str, Any]:
+    """Returns everything that decides the numbers of an entry, as JSON values."""
+    return {"format": 3, "backbone": backbone.description, "sampling": {"frames": sampling.frames}}
+
+
+def fingerprint(backbone: "Backbone", sampling: SamplingConfig) -> str:
+    """Returns the digest of a setting, by which its folder is named."""
+    return hashlib.sha256(json.dumps(setting(backbone, sampling), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
@@ -239,6 +277,10 @@ def _engines(manifest: Path) -> dict[str, float]:
         return json.loads(manifest.read_text())["cosine_to_fp32"]
     except (OSError, ValueError, KeyError, TypeError):  # Not there yet, or damaged: it is written anew.
         return {}
+
+
+def _absolute(file: Path | None) -> str | None:
+    return str(file.resolve()) if file else None
 
 
 def _is_whole(path: Path) -> bool:

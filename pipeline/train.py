@@ -11,10 +11,10 @@ from collections import Counter
 import torch
 from torch import nn
 
-from pipeline.backbone import Backbone, resolve_device
 from pipeline.bundle import Bundle
 from pipeline.config import Config
 from pipeline.data import Clip, Dataset, load_dataset
+from pipeline.device import resolve_device
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.fit import FeatureSet, fit
 from pipeline.head import Reduction
@@ -45,7 +45,7 @@ def train(config: Config, run: str) -> None:
     began = time.monotonic()
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
-    store = FeatureStore(config.store, Backbone(config.backbone, device), config.sampling, config.decode.partial)
+    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
     splits: dict[str, FeatureSet] = {}
     learned_from: list[Clip] = []
     digest = hashlib.sha256(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}".encode())
@@ -108,7 +108,7 @@ def train(config: Config, run: str) -> None:
             fit_once(kind, f"{kind}-refit", splits["train"].join(splits["val"]), None, len(records))
             told += "; trained anew on all training clips"
         print(told)
-    bundle.finish(reduction, heads, history, identity)
+    bundle.finish(reduction, heads, history, identity, store.fingerprint)
     spent = {name: sum(record["seconds"] for record in records) for name, records in history.items()}
     tracker.summary({f"seconds/{name}": value for name, value in {"load features": loading, **spent}.items()})
     for name in history:

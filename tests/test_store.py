@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import os
@@ -15,10 +16,12 @@ from pipeline.backbone import Backbone
 from pipeline.config import BackboneConfig, SamplingConfig
 from pipeline.data import Clip, Source
 from pipeline.errors import KinemaError
-from pipeline.store import ClipFeatures, FeatureStore
+from pipeline.store import ClipFeatures, FeatureStore, fingerprint
 from pipeline.workers import Failure
 
 from conftest import write_video
+
+ENGINE = "torch fp32 on cpu"
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +37,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def store(tmp_path, backbone):
-    store = FeatureStore(tmp_path, backbone, SamplingConfig(), 0.5)
-    store.prepare()
-    return store
+    return FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), 0.5)
 
 
 @pytest.fixture
@@ -59,10 +60,9 @@ def only_file(store):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 64), st.integers(0, 2**32 - 1))
 def test_what_is_written_is_read(tmp_path_factory, backbone, clip, frames, width, seed):
-    store = FeatureStore(tmp_path_factory.mktemp("store"), backbone, SamplingConfig(), 0.5)
-    store.prepare()
+    store = FeatureStore.prepare(tmp_path_factory.mktemp("store"), backbone, SamplingConfig(), 0.5)
     written = make_entry(clip, frames, width, seed)
-    store.write(clip, written)
+    store.write(clip, written, ENGINE)
     read = store.read(clip)
     assert all(np.array_equal(a, b) for a, b in zip(read[:3], written[:3], strict=True)) and read[3:] == written[3:]
     assert [array.dtype for array in read[:3]] == [np.float16, np.float32, np.int64]
@@ -71,9 +71,8 @@ def test_what_is_written_is_read(tmp_path_factory, backbone, clip, frames, width
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_any_damage_is_noticed(tmp_path_factory, backbone, clip, data):
-    store = FeatureStore(tmp_path_factory.mktemp("store"), backbone, SamplingConfig(), 0.5)
-    store.prepare()
-    store.write(clip, make_entry(clip))
+    store = FeatureStore.prepare(tmp_path_factory.mktemp("store"), backbone, SamplingConfig(), 0.5)
+    store.write(clip, make_entry(clip), ENGINE)
     content = bytearray(only_file(store).read_bytes())
     start = content.rindex(b"}") + 1  # Behind the header: the numbers themselves.
     position = data.draw(st.integers(start, len(content) - 1))
@@ -87,7 +86,7 @@ def test_any_damage_is_noticed(tmp_path_factory, backbone, clip, data):
 
 
 def test_a_changed_source_makes_the_entry_invalid(store, clip, entry):
-    store.write(clip, entry)
+    store.write(clip, entry, ENGINE)
     assert store.read(clip) is not None
     stat = clip.path.stat()
     os.utime(clip.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
@@ -96,17 +95,16 @@ def test_a_changed_source_makes_the_entry_invalid(store, clip, entry):
     assert store.read(clip) is not None
 
 
-def test_every_setting_that_changes_the_numbers_changes_the_fingerprint(tmp_path, backbone, store):
+def test_every_setting_that_changes_the_numbers_changes_the_fingerprint(backbone, store):
     others = [
-        FeatureStore(tmp_path, backbone, SamplingConfig(frames=17), 0.5),
-        FeatureStore(tmp_path, with_description(backbone, precision="fp32"), SamplingConfig(), 0.5),
-        FeatureStore(tmp_path, with_description(backbone, weights_sha256="0"), SamplingConfig(), 0.5),
-        FeatureStore(tmp_path, with_description(backbone, model="resnet18"), SamplingConfig(), 0.5),
-        FeatureStore(tmp_path, with_description(backbone, transform={"crop_pct": 1}), SamplingConfig(), 0.5),
+        fingerprint(backbone, SamplingConfig(frames=17)),
+        fingerprint(with_description(backbone, precision="fp32"), SamplingConfig()),
+        fingerprint(with_description(backbone, weights_sha256="0"), SamplingConfig()),
+        fingerprint(with_description(backbone, model="resnet18"), SamplingConfig()),
+        fingerprint(with_description(backbone, transform={"crop_pct": 1}), SamplingConfig()),
     ]
-    fingerprints = {other.fingerprint for other in [store, *others]}
-    assert len(fingerprints) == 6
-    assert FeatureStore(tmp_path, backbone, SamplingConfig(), 0.5).fingerprint == store.fingerprint
+    assert len({store.fingerprint, *others}) == 6
+    assert fingerprint(backbone, SamplingConfig()) == store.fingerprint
 
 
 def with_description(backbone, **changes):
@@ -115,19 +113,44 @@ def with_description(backbone, **changes):
     return other
 
 
-def test_the_manifest_says_it_in_words(store):
+def test_the_last_extraction_with_the_same_settings_is_found_without_the_cnn(tmp_path, backbone, store):
+    def found(backbone=BackboneConfig(), sampling=SamplingConfig(), root=tmp_path):  # noqa: B008  (frozen)
+        return FeatureStore.last(root, backbone, sampling, 0.5).folder
+
+    assert found() == store.folder
+    assert found(BackboneConfig(engine="torch")) == store.folder
+    newer = FeatureStore.prepare(tmp_path, with_weights(backbone, "0"), SamplingConfig(), 0.5)
+    assert found() == newer.folder != store.folder
+    FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), 0.5)
+    assert found() == store.folder
+    (store.folder / "manifest.json").write_text("{")
+    assert found() == newer.folder
+    others = [{"backbone": BackboneConfig(view="pooled")}, {"sampling": SamplingConfig(frames=17)}]
+    others += [{"backbone": BackboneConfig(weights=tmp_path / "other.pth")}, {"root": tmp_path / "none"}]
+    for other in others:
+        with pytest.raises(KinemaError, match="no features with these settings; run kinema extract"):
+            found(**other)
+
+
+def with_weights(backbone, digest):
+    other = copy.copy(backbone)
+    other.description = backbone.description | {"weights_sha256": digest}
+    return other
+
+
+def test_the_manifest_says_it_in_words(store, backbone):
     manifest = json.loads((store.folder / "manifest.json").read_text())
     assert manifest["backbone"]["model"] == "tf_efficientnet_lite0"
     assert manifest["sampling"] == {"frames": 16}
     [(engine, cosine)] = manifest["cosine_to_fp32"].items()
-    assert engine == store.backbone.engine and 0.999 <= cosine <= 1.001
+    assert engine == backbone.engine and 0.999 <= cosine <= 1.001
 
 
-def test_the_ledger_keeps_the_last_reason(store, clip):
+def test_the_ledger_keeps_the_last_reason(tmp_path, backbone, store, clip):
     store.record_failure(clip, Failure("timeout 60 s"))
     with store.ledger.open("a") as stream:
         stream.write('{"clip": "half a li')
-    store.prepare()
+    store = FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), 0.5)
     store.record_failure(clip, Failure("empty file"))
     [line] = store.failures().values()
     assert (line["clip"], line["reason"], line["attempt"], line["deadly"]) == (clip.id, "empty file", 2, False)
@@ -141,24 +164,23 @@ def test_a_clip_that_ended_two_processes_is_given_up_until_its_file_changes(stor
 
 
 def test_partial_entries_count_only_if_they_hold_enough(tmp_path, backbone, clip):
-    stores = {share: FeatureStore(tmp_path, backbone, SamplingConfig(), share) for share in (0.5, 0.75, 1)}
-    stores[1].prepare()
-    stores[1].write(clip, make_entry(clip, frames=6, planned=8))
+    stores = {share: FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), share) for share in (0.5, 0.75, 1)}
+    stores[1].write(clip, make_entry(clip, frames=6, planned=8), ENGINE)
     assert [share for share, store in stores.items() if store.read(clip)] == [0.5, 0.75]
 
 
 def test_a_touched_source_is_renewed_and_a_changed_one_is_not(store, tmp_path, clip):
-    path = tmp_path / "copy.mp4"
+    path = tmp_path / "twin.mp4"
     path.write_bytes(clip.path.read_bytes())
-    copy = dataclasses.replace(clip, path=path)
-    store.write(copy, make_entry(copy))
+    twin = dataclasses.replace(clip, path=path)
+    store.write(twin, make_entry(twin), ENGINE)
     os.utime(path, ns=(0, 0))
-    assert store.read(copy) is None and store.renew(copy) and store.read(copy) is not None
+    assert store.read(twin) is None and store.renew(twin) and store.read(twin) is not None
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert store.read(copy) is None and not store.renew(copy)
+    assert store.read(twin) is None and not store.renew(twin)
 
 
-def test_what_a_killed_writer_left_is_removed(store):
+def test_what_a_killed_writer_left_is_removed(tmp_path, backbone, store):
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     ).stdout
@@ -166,7 +188,7 @@ def test_what_a_killed_writer_left_is_removed(store):
     (store.folder / "aa").mkdir()
     for name in names:
         (store.folder / "aa" / name).touch()
-    store.prepare()
+    FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), 0.5)
     assert [path.name for path in (store.folder / "aa").iterdir()] == [names[1]]
 
 
@@ -176,13 +198,13 @@ def test_a_failed_write_leaves_nothing_behind(store, clip, entry, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(KinemaError, match="No space left on device"):
-        store.write(clip, entry)
+        store.write(clip, entry, ENGINE)
     assert not list(store.folder.glob("??/*"))
     assert store.read(clip) is None
 
 
 def test_clips_of_one_file_have_entries_of_their_own(store, clip):
     part = dataclasses.replace(clip, id=clip.id + "@0-1", start=0.0, end=1.0)
-    store.write(clip, make_entry(clip, seed=1))
-    store.write(part, make_entry(clip, seed=2))
+    store.write(clip, make_entry(clip, seed=1), ENGINE)
+    store.write(part, make_entry(clip, seed=2), ENGINE)
     assert not np.array_equal(store.read(clip).features, store.read(part).features)
