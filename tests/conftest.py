@@ -19,9 +19,9 @@ BITS, CELL = 8, 24
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the longest tests, so that all processes end at about the same time."""
-    longest = ["test_the_commands_of_the_readme", "test_torture"]
-    items.sort(key=lambda item: longest.index(item.name) if item.name in longest else len(longest))
+    """Begins with the files that take longest, so that all processes end at about the same time."""
+    longest = ["test_readme", "test_torture", "test_cli", "test_train", "test_backbone"]
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
 def paint(number: int, height: int = 96, width: int = BITS * CELL) -> np.ndarray:

@@ -103,24 +103,34 @@ def test_the_grid_is_made_of_the_stages():
     np.testing.assert_allclose(features[:, 1280:], expected.reshape(len(frames), -1), atol=0.01)
 
 
+class OneLayer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, 16, 3)
+
+    def forward(self, frames_N3HW):
+        return self.convolution(frames_N3HW.float()).mean((2, 3))
+
+
 def test_an_engine_is_chosen_once_and_only_if_it_is_right(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    choices = [Backbone(BackboneConfig(), CPU).choice for _ in range(2)]
+    network, shape = OneLayer().eval(), (3, 32, 32)
+    choices = [engines.choose(network, CPU, "auto", "auto", shape, "one layer") for _ in range(2)]
     assert choices[0] == choices[1] and choices[0].cosine >= 0.999
     assert capsys.readouterr().err.count("trying which engine") == 1
     (tmp_path / "kinema" / "engines.json").write_text("damaged")
-    assert Backbone(BackboneConfig(engine="torch"), CPU).choice.engine == "torch"
+    assert engines.choose(network, CPU, "torch", "fp32", shape, "one layer").engine == "torch"
 
 
 def test_openvino_sends_no_telemetry():
     require_openvino()
-    _ = Backbone(BackboneConfig(engine="openvino"), CPU).choice
+    engines.start(torch.nn.Flatten(), CPU, "openvino", "fp32", (3, 8, 8))
     assert "openvino.tools.ovc" in sys.modules and not sys.modules["openvino_telemetry"]
 
 
 def test_what_cannot_run_here_is_a_config_error():
     with pytest.raises(ConfigError, match="fp16 is for GPUs"):
-        _ = Backbone(BackboneConfig(precision="fp16"), CPU).choice
+        engines.start(OneLayer(), CPU, "torch", "fp16", (3, 32, 32))
     no_convolution = torch.nn.Flatten()
     with pytest.raises(ConfigError, match="no stages to make a grid of; use pooled"):
         Grid(no_convolution)
