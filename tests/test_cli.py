@@ -11,6 +11,9 @@ import time
 
 import psutil
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from pipeline.cli import main
 from pipeline.store import decode_entry
@@ -111,8 +114,7 @@ def test_bad_clips_end_in_the_ledger_and_the_run_goes_on(tmp_path):
         write_video(tmp_path / "videos" / "Good" / f"{number}.mp4", "libx264", frames=5)
     (tmp_path / "videos" / "Bad").mkdir()
     write_bad_clips(tmp_path / "videos" / "Bad")
-    places = ["--data.root", tmp_path / "videos", "--store", tmp_path / "store", "--tracking", "off"]
-    out, _ = kinema("extract", *places)
+    out, _ = extract(tmp_path)
     assert "4 done, 0 skipped, 5 failed" in out
     [ledger] = (tmp_path / "store").glob("*/failures.jsonl")
     reasons = {record["clip"]: record["reason"] for record in map(json.loads, ledger.open())}
@@ -136,10 +138,18 @@ def healthy(folder, clips=4):
     return folder
 
 
+def quick(folder):
+    """Settings for `folder/videos`, two frames a clip, with a small CNN of random weights, which starts in no time."""
+    weights = folder / "cnn.safetensors"
+    if not weights.exists():
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), weights)
+    places = ["--data.root", folder / "videos", "--store", folder / "store", "--runs", folder, "--tracking", "off"]
+    return [*places, "--sampling.frames", 2, "--backbone.model", "test_efficientnet", "--backbone.weights", weights]
+
+
 def extract(tmp_path, *more, code=0):
-    """Extracts `tmp_path/videos` into `tmp_path/store`, two frames a clip."""
-    places = ["--data.root", tmp_path / "videos", "--store", tmp_path / "store", "--sampling.frames", 2]
-    return kinema("extract", *places, *more, code=code)
+    return kinema("extract", *quick(tmp_path), *more, code=code)
 
 
 def test_a_pipe_that_never_gives_a_byte_costs_its_deadline_and_no_clip(tmp_path):
@@ -170,7 +180,7 @@ def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     store = ["--store", tmp_path / "store"]
     listed, _ = kinema("store", *store)
     [folder] = (tmp_path / "store").iterdir()
-    assert folder.name in listed and "tf_efficientnet_lite0" in listed
+    assert folder.name in listed and "test_efficientnet" in listed
     assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
 
     damaged, *_ = folder.glob("??/*.safetensors")
@@ -216,6 +226,7 @@ def test_failures_are_grouped_and_can_be_looked_at(tmp_path):
     extract(tmp_path)
     (tmp_path / "c.yaml").write_text(
         f"data: {{root: {tmp_path / 'videos'}}}\nstore: {tmp_path / 'store'}\nsampling: {{frames: 2}}\n"
+        f"backbone: {{model: test_efficientnet, weights: {tmp_path / 'cnn.safetensors'}}}\n"
     )
     out, _ = kinema("failures", tmp_path / "c.yaml")
     assert "4 of 8 clips could not be read" in out and "3 x Invalid data" in out and "1 x empty file" in out
@@ -234,8 +245,7 @@ def test_too_many_missing_clips_stop_training(tmp_path):
             if label == "Bad" and number < 6:
                 path.write_text("This is not a video.")
     extract(tmp_path)
-    settings = ["--data.root", tmp_path / "videos", "--store", tmp_path / "store", "--sampling.frames", 2]
-    settings += ["--runs", tmp_path, "--tracking", "off", "--run", "few", "--train.epochs", 1]
+    settings = [*quick(tmp_path), "--run", "few", "--train.epochs", 1]
     _, error = kinema("train", *settings, code=1)
     assert "could not be read (Bad" in error and "more than --max-missing 0.05 allows" in error
     assert "could not be read (Bad" in kinema("train", *settings, "--max-missing", 0.5)[0]
@@ -244,7 +254,7 @@ def test_too_many_missing_clips_stop_training(tmp_path):
 def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small disk can be made by root alone")
     try:
@@ -253,7 +263,7 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path):
         _, error = extract(tmp_path, *settings, code=1)
         assert "No space left on device: about" in error and "MB are missing" in error and str(disk) in error
         assert error.splitlines()[-1].startswith("kinema: ")
-        subprocess.run([*mount[:4], "remount,size=40m", str(disk)], check=True)
+        subprocess.run([*mount[:4], "remount,size=4m", str(disk)], check=True)
         out, _ = extract(tmp_path, *settings)
         assert re.search(r"\d+ done, [1-9]\d* skipped, 0 failed", out)
         assert "nothing wrong" in kinema("store", "verify", "--deep", "--store", disk / "store")[0]
@@ -292,8 +302,7 @@ def test_names_cannot_steer_the_terminal_or_break_the_report(tmp_path):
         for number in range(4):
             write_video(tmp_path / "videos" / name / f"{name.replace('|', '')}{number}.mp4", "libx264", frames=5)
     (tmp_path / "videos" / names[0] / "bad\x07.mp4").write_text("This is not a video.")
-    settings = ["--data.root", tmp_path / "videos", "--store", tmp_path / "store", "--sampling.frames", 2]
-    settings += ["--runs", tmp_path, "--tracking", "off", "--max-missing", 1]
+    settings = [*quick(tmp_path), "--max-missing", 1]
     printed = [*kinema("extract", *settings), *kinema("train", *settings, "--run", "odd", "--train.epochs", 1)]
     printed += kinema("evaluate", tmp_path / "odd")
     printed += kinema("predict", tmp_path / "odd", tmp_path / "videos" / names[0] / "bad\x07.mp4", code=1)
@@ -308,7 +317,7 @@ def test_nothing_readable_is_a_failure(tmp_path):
     (tmp_path / "videos" / "a").mkdir(parents=True)
     for number in range(9):
         (tmp_path / "videos" / "a" / f"{number}.avi").write_text("no video")
-    _, error = kinema("extract", "--data.root", tmp_path / "videos", "--store", tmp_path / "store", code=1)
+    _, error = extract(tmp_path, code=1)
     assert "none of 9 clips could be read" in error
 
 
