@@ -117,7 +117,7 @@ class Bundle:
             return file.metadata()["fingerprint"]
 
     def classifiers(self, config: Config, device: torch.device) -> dict[str, Classifier]:
-        """Loads the run's head and the `mean` baseline, by kind, the run's head first.
+        """Loads the run's head and its baselines, by kind, the run's head first.
 
         Raises:
             KinemaError: the file does not hold them.
@@ -136,6 +136,8 @@ class Bundle:
                 head = HEADS[kind](reduction.size, len(self.classes), config.head)
                 head.load_state_dict(states[kind])
                 classifiers[kind] = Classifier(reduction, head).to(device).eval()
+                if kind == "bilstm":  # A path of it that learned apart.
+                    classifiers["pyramid"] = Classifier(reduction, head.pyramid)
         except (KeyError, RuntimeError) as error:
             reason = first_line(error)
             raise KinemaError(f"{self.model_file}: does not fit config.yaml and classes.txt: {reason}") from None

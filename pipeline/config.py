@@ -77,16 +77,19 @@ class BackboneConfig:
 class HeadConfig:
     """The classifier."""
 
-    kind: Literal["bilstm", "mean"] = "bilstm"
-    """bilstm: an LSTM beside a linear layer on a temporal pyramid; mean: a linear layer on the average frame."""
+    kind: Literal["bilstm", "pyramid", "mean"] = "bilstm"
+    """pyramid: a linear layer on the averages of the whole clip, its halves, quarters, ...; bilstm: beside it an LSTM
+    over the finest of them; mean: a linear layer on the average frame."""
     components: PositiveInt = 256
     """Principal components of the features that the head sees at most, computed on the training clips."""
     hidden: PositiveInt = 128
     """Units of the LSTM in each direction, and of the projection before it."""
     layers: PositiveInt = 1
     """Layers of the LSTM."""
+    lstm_components: PositiveInt = 64
+    """Leading components that the LSTM sees."""
     levels: PositiveInt = 4
-    """Levels of the temporal pyramid beside the LSTM: the averages of the whole, of halves, quarters, eighths, ..."""
+    """Levels of the temporal pyramid: 4 end with eighths, so that the LSTM makes eight steps."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of values dropped before and after the projection and after the LSTM."""
 

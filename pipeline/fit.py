@@ -115,8 +115,13 @@ def fit(
             optimizer.param_groups[0]["lr"] = config.learning_rate * _share_of_peak(step / total, config.warmup)
             features_NTD = train.features_NTD[batch.to(train.features_NTD.device)].to(device).float()
             labels_N = train.labels_N[batch].to(device)
-            logits_NC = head(features_NTD, train.lengths_N[batch])
-            loss = nn.functional.cross_entropy(logits_NC, labels_N, weights_C, label_smoothing=config.label_smoothing)
+            logits_PNC = head.paths(features_NTD, train.lengths_N[batch])
+            loss = nn.functional.cross_entropy(
+                logits_PNC.flatten(0, 1),
+                labels_N.repeat(len(logits_PNC)),
+                weights_C,
+                label_smoothing=config.label_smoothing,
+            )
             optimizer.zero_grad()
             loss.backward()
             norms.append(nn.utils.clip_grad_norm_(head.parameters(), config.clip_grad))

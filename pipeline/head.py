@@ -60,57 +60,73 @@ class Reduction(nn.Module):
         return torch.cat([components_NTK, (changes_NTK - self.usual_change) / self.change_scale], 2)
 
 
-class MeanHead(nn.Module):
+class Head(nn.Module):
+    """One or more paths from reduced features to classes, which learn apart and answer together."""
+
+    def paths(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of each path, [P,N,C]; frames from `lengths_N` on are padding."""
+        raise NotImplementedError
+
+    def forward(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        """Returns the average of their log-probabilities, [N,C]."""
+        return self.paths(reduced_NTK, lengths_N).log_softmax(-1).mean(0)
+
+
+class MeanHead(Head):
     """A linear layer on the average frame, without the changes: all that can be known without time."""
 
     def __init__(self, width: int, classes: int, config: HeadConfig):
         super().__init__()
         self.linear = nn.Linear(width // 2, classes)
 
-    def forward(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Returns logits [N,C]; frames from `lengths_N` on are padding."""
-        return self.linear(segment_means(reduced_NTK.chunk(2, -1)[0], lengths_N, 1).flatten(1))
+    def paths(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        return self.linear(segment_means(reduced_NTK.chunk(2, -1)[0], lengths_N, 1).flatten(1))[None]
 
 
-class BiLSTMHead(nn.Module):
-    """A bidirectional LSTM beside a linear layer on a temporal pyramid; their logits add up.
-
-    On frozen features an LSTM alone loses to frame averaging wherever both were measured on honest splits
-    (bknyaz/videos). The pyramid (as in Pirsiavash and Ramanan, CVPR 2012) begins with that average and adds those of
-    halves, quarters and eighths; the LSTM starts at zero and adds what it learns of order. Its logits are scaled down
-    (as LayerScale does, arXiv:2103.17239), so that it corrects the linear path and does not overfit in its place.
-    """
-
-    LSTM_SCALE = 0.1
+class PyramidHead(Head):
+    """A linear layer on a temporal pyramid: the averages of the whole clip, its halves, quarters and eighths (as in
+    Pirsiavash and Ramanan, CVPR 2012)."""
 
     def __init__(self, width: int, classes: int, config: HeadConfig):
         super().__init__()
         self.parts = [2**level for level in range(config.levels)]
         self.linear = nn.Linear(sum(self.parts) * width, classes)
+        nn.init.zeros_(self.linear.weight)
+
+    def paths(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        pyramid_NSK = torch.cat([segment_means(reduced_NTK, lengths_N, parts) for parts in self.parts], 1)
+        # Without the root, more levels would mean larger steps of the logits at the same learning rate.
+        return self.linear(pyramid_NSK.flatten(1) / sum(self.parts) ** 0.5)[None]
+
+
+class BiLSTMHead(Head):
+    """A bidirectional LSTM over the finest level of a temporal pyramid, and beside it a linear layer on all of it.
+
+    On frozen features and few clips an LSTM that reads every frame and component loses to linear layers, both alone and
+    in a sum of logits that is trained as one. So it reads averages of the leading components, and each learns apart.
+    """
+
+    def __init__(self, width: int, classes: int, config: HeadConfig):
+        super().__init__()
+        self.pyramid = PyramidHead(width, classes, config)
+        self.components = min(config.lstm_components, width // 2)
         dropout = nn.Dropout(config.dropout)
-        self.project = nn.Sequential(dropout, nn.Linear(width, config.hidden), nn.GELU(), dropout)
+        self.project = nn.Sequential(dropout, nn.Linear(2 * self.components, config.hidden), nn.GELU(), dropout)
         between = config.dropout if config.layers > 1 else 0.0
         self.lstm = nn.LSTM(
             config.hidden, config.hidden, config.layers, batch_first=True, bidirectional=True, dropout=between
         )
         self.classify = nn.Sequential(dropout, nn.Linear(2 * config.hidden, classes))
-        nn.init.zeros_(self.classify[1].weight)
-        nn.init.zeros_(self.linear.weight)
 
-    def forward(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Returns logits [N,C]; frames from `lengths_N` on are padding."""
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.project(reduced_NTK), lengths_N.cpu(), batch_first=True, enforce_sorted=False
-        )
-        states_NTH, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
-        pooled_NH = segment_means(states_NTH, lengths_N, 1).flatten(1)
-        pyramid_NSK = torch.cat([segment_means(reduced_NTK, lengths_N, parts) for parts in self.parts], 1)
-        # Without the root, more levels would mean larger steps of the logits at the same learning rate.
-        linear_NC = self.linear(pyramid_NSK.flatten(1) / sum(self.parts) ** 0.5)
-        return linear_NC + self.LSTM_SCALE * self.classify(pooled_NH)
+    def paths(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        leading = [half_NTK[..., : self.components] for half_NTK in reduced_NTK.chunk(2, -1)]
+        steps_NSK = segment_means(torch.cat(leading, -1), lengths_N, self.pyramid.parts[-1])
+        states_NSH, _ = self.lstm(self.project(steps_NSK))
+        recurrent_NC = self.classify(states_NSH.mean(1))
+        return torch.cat([self.pyramid.paths(reduced_NTK, lengths_N), recurrent_NC[None]])
 
 
-HEADS = {"bilstm": BiLSTMHead, "mean": MeanHead}
+HEADS = {"bilstm": BiLSTMHead, "pyramid": PyramidHead, "mean": MeanHead}
 
 
 class Classifier(nn.Module):

@@ -14,7 +14,12 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 matplotlib.rcParams["text.parse_math"] = False  # A class may be named `$5`.
 
-NAMES = {"bilstm": "BiLSTM", "mean": "mean of frames", "majority": "majority class"}
+NAMES = {
+    "bilstm": "BiLSTM",
+    "pyramid": "temporal pyramid",
+    "mean": "mean of frames",
+    "majority": "majority class",
+}
 
 
 def summary_table(metrics: dict[str, Any]) -> str:

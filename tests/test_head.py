@@ -11,8 +11,8 @@ WIDTH, CLASSES = 12, 5
 
 def make(kind):
     torch.manual_seed(0)
-    head = HEADS[kind](WIDTH, CLASSES, HeadConfig(kind=kind, hidden=8)).eval()
-    for parameter in head.parameters():  # The LSTM's path starts at zero; here it must count.
+    head = HEADS[kind](WIDTH, CLASSES, HeadConfig(kind=kind, hidden=8, lstm_components=4)).eval()
+    for parameter in head.parameters():  # The pyramid starts at zero; here it must count.
         torch.nn.init.normal_(parameter, std=0.3)
     return head
 
@@ -31,11 +31,22 @@ def test_padding_changes_nothing(kind, lengths):
         torch.testing.assert_close(together[number], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_mean_is_blind_to_order_and_the_lstm_is_not():
+def test_the_mean_alone_is_blind_to_order():
+    torch.manual_seed(0)
     clip, length = torch.randn(1, 8, WIDTH), torch.tensor([8])
-    backwards = clip.flip(1)
-    torch.testing.assert_close(make("mean")(clip, length), make("mean")(backwards, length))
-    assert (make("bilstm")(clip, length) - make("bilstm")(backwards, length)).abs().max() > 0.1
+    forwards, backwards = ({kind: make(kind).paths(x, length) for kind in HEADS} for x in (clip, clip.flip(1)))
+    torch.testing.assert_close(forwards["mean"], backwards["mean"])
+    for kind in ("pyramid", "bilstm"):
+        assert ((forwards[kind] - backwards[kind]).abs().amax((1, 2)) > 0.01).all()
+
+
+def test_paths_answer_together():
+    clip, length = torch.randn(1, 8, WIDTH), torch.tensor([8])
+    head = make("bilstm")
+    pyramid, recurrent = head.paths(clip, length).softmax(-1)
+    together = (pyramid * recurrent).sqrt()
+    torch.testing.assert_close(head(clip, length).softmax(-1), together / together.sum())
+    torch.testing.assert_close(head.pyramid(clip, length).exp(), pyramid)
 
 
 def test_the_reduction_keeps_what_varies_and_ignores_padding():

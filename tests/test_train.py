@@ -105,11 +105,12 @@ def test_evaluation_refuses_clips_of_groups_trained_on(trained):
 def test_evaluation_tells_all_that_was_promised(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     about = {"split": 1, "n_clips": 16, "n_groups": 2, "n_missing": 0, "seed": 0}
-    for part in (metrics, metrics["baselines"]["mean"], metrics["baselines"]["majority"]):
+    for part in (metrics, *metrics["baselines"].values()):
         assert about.items() <= part.items()
         assert 0 <= part["top1"] <= part["top5"] <= 1
         assert part["top1_ci95"][0] <= part["top1"] <= part["top1_ci95"][1]
         assert {"mean_class", "macro_f1"} <= part.keys()
+    assert list(metrics["baselines"]) == ["pyramid", "mean", "majority"]
     assert metrics["baselines"]["majority"]["top1"] == 0.125
     assert len(metrics["per_class"]) == 8
     report = (trained / "report.md").read_text()
