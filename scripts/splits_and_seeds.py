@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.report import NAMES
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -34,11 +36,11 @@ def main() -> None:
             subprocess.run([*kinema, "train", "--config", str(args.config), "--run", run, *chosen], check=True)
             subprocess.run([*kinema, "evaluate", str(args.runs / run)], check=True)
             metrics = json.loads((args.runs / run / "metrics.json").read_text())
-            measured.append((metrics["top1"], metrics["baselines"]["mean"]["top1"], metrics["gain_over_mean"]))
-    head, mean, gain = np.array(measured).T
+            measured.append({metrics["head"]: metrics, **metrics["baselines"]})
     print(f"{len(args.splits)} splits, {len(args.seeds)} seeds: mean top-1 and standard deviation over the runs")
-    for name, values in (("head", head), ("mean of frames", mean), ("gain", gain)):
-        print(f"{name:15s} {values.mean():.3f} ± {values.std(ddof=1):.3f}")
+    for kind in measured[0]:
+        top1 = np.array([run[kind]["top1"] for run in measured])
+        print(f"{NAMES[kind]:16} {top1.mean():.3f} ± {top1.std(ddof=1):.3f}")
 
 
 if __name__ == "__main__":
