@@ -119,10 +119,10 @@ class TrainConfig:
     """Share of the target spread evenly over all classes."""
     clip_grad: PositiveFloat = 5.0
     """Largest gradient norm."""
-    class_weights: bool = False
-    """Weight the loss by the inverse frequency of the class."""
-    balanced_sampling: bool = False
-    """Draw every class equally often."""
+    imbalance: Literal["none", "weights", "sampling", "softmax"] = "none"
+    """What is done about classes of uneven size. weights: the loss of a clip by the inverse frequency of its class;
+    sampling: every class drawn equally often; softmax: logits that add to the frequency of the class, and so do not
+    learn it (balanced softmax). All of them raise the recall of rare classes and may lower that of frequent ones."""
 
 
 @settings

@@ -80,11 +80,12 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
             "clip": clip.id,
             "group": clip.group,
             "label": clip.label,
-            "predicted": dataset.classes[scores_C.argmax()],
-            "probability": float(scores_C.max()),
-            "logits": json.dumps([round(float(value), 5) for value in logits_C]),
+            "predicted": dataset.classes[probabilities_NC[number].argmax()],
+            "probability": float(probabilities_NC[number].max()),
+            **{f"{name}_predicted": dataset.classes[logits[name][number].argmax()] for name in result["baselines"]},
+            "logits": json.dumps([round(float(value), 5) for value in logits[kind][number]]),
         }
-        for clip, scores_C, logits_C in zip(clips, probabilities_NC, logits[kind], strict=True)
+        for number, clip in enumerate(clips)
     ]
     with (run / "predictions.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, rows[0].keys())

@@ -93,7 +93,9 @@ def fit(
     steps_an_epoch = -(-len(train.labels_N) // config.batch_size)
     total = epochs * steps_an_epoch
     counts_C = torch.bincount(train.labels_N, minlength=classes).clamp(min=1)
-    weights_C = (len(train.labels_N) / (classes * counts_C)).to(device) if config.class_weights else None
+    weights_C = (len(train.labels_N) / (classes * counts_C)).to(device) if config.imbalance == "weights" else None
+    # Ren et al., Balanced meta-softmax, NeurIPS 2020 (arXiv:2007.10740), equation 4.
+    prior_C = (counts_C / counts_C.sum()).log().to(device) if config.imbalance == "softmax" else 0.0
 
     history: list[dict[str, float]] = []
     best = {name: value.clone() for name, value in head.state_dict().items()}
@@ -105,7 +107,7 @@ def fit(
             break
         began = time.monotonic()
         torch.manual_seed(config.seed * 1_000_003 + epoch)
-        if config.balanced_sampling:
+        if config.imbalance == "sampling":
             order = torch.multinomial(1.0 / counts_C[train.labels_N], len(train.labels_N), True)
         else:
             order = torch.randperm(len(train.labels_N))
@@ -117,7 +119,7 @@ def fit(
             labels_N = train.labels_N[batch].to(device)
             logits_PNC = head.paths(features_NTD, train.lengths_N[batch])
             loss = nn.functional.cross_entropy(
-                logits_PNC.flatten(0, 1),
+                logits_PNC.flatten(0, 1) + prior_C,
                 labels_N.repeat(len(logits_PNC)),
                 weights_C,
                 label_smoothing=config.label_smoothing,

@@ -1,4 +1,4 @@
-"""Train and evaluate one config over the three official splits and several seeds, and print the means.
+"""Train and evaluate one config over the three official splits and several seeds, and compare the classifiers.
 
     python scripts/splits_and_seeds.py --config configs/ucf101.yaml --seeds 0 1 2
 
@@ -7,14 +7,14 @@ Further arguments go to `kinema train` as they are, such as `--head.hidden 64`. 
 """
 
 import argparse
-import json
+import csv
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.report import NAMES
+from pipeline.metrics import group_interval
 
 
 def main() -> None:
@@ -26,21 +26,32 @@ def main() -> None:
     args, settings = parser.parse_known_args()
 
     kinema = [sys.executable, "-m", "pipeline.cli"]
-    measured = []
+    runs = []
     for split in args.splits:
         extract = [*kinema, "extract", "--config", str(args.config), "--data.split", str(split)]
         subprocess.run(extract, check=True)  # HMDB51's splits leave out different clips.
         for seed in args.seeds:
-            run = f"{args.config.stem}-s{split}-r{seed}"
+            run = args.runs / f"{args.config.stem}-s{split}-r{seed}"
             chosen = ["--data.split", str(split), "--train.seed", str(seed), "--runs", str(args.runs), *settings]
-            subprocess.run([*kinema, "train", "--config", str(args.config), "--run", run, *chosen], check=True)
-            subprocess.run([*kinema, "evaluate", str(args.runs / run)], check=True)
-            metrics = json.loads((args.runs / run / "metrics.json").read_text())
-            measured.append({metrics["head"]: metrics, **metrics["baselines"]})
-    print(f"{len(args.splits)} splits, {len(args.seeds)} seeds: mean top-1 and standard deviation over the runs")
-    for kind in measured[0]:
-        top1 = np.array([run[kind]["top1"] for run in measured])
-        print(f"{NAMES[kind]:16} {top1.mean():.3f} ± {top1.std(ddof=1):.3f}")
+            subprocess.run([*kinema, "train", "--config", str(args.config), "--run", run.name, *chosen], check=True)
+            subprocess.run([*kinema, "evaluate", str(run)], check=True)
+            with (run / "predictions.csv").open(newline="") as stream:
+                runs.append(list(csv.DictReader(stream)))
+
+    predicted = [name for name in runs[0][0] if name.endswith("predicted")]
+    right = {name: [np.array([row[name] == row["label"] for row in run]) for run in runs] for name in predicted}
+    groups = [row["group"] for run in runs for row in run]
+    print(f"{len(args.splits)} splits, {len(args.seeds)} seeds: mean top-1 and standard deviation over the runs;")
+    print("then by how much the head is better on the clips of all runs, with the 95 % interval over groups")
+    head = np.concatenate(right["predicted"]).astype(float)
+    for name in predicted:
+        top1 = np.array([values.mean() for values in right[name]])
+        line = f"{name.removesuffix('predicted').strip('_') or 'head':9} {top1.mean():.3f} ± {top1.std(ddof=1):.3f}"
+        if name != "predicted":
+            better = head - np.concatenate(right[name])
+            low, high = group_interval(better, groups)
+            line += f"   {better.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        print(line)
 
 
 if __name__ == "__main__":
