@@ -44,10 +44,10 @@ evaluate: setup ## Measure RUN on its test split
 predict: setup ## Name the action in VIDEO with RUN
 	$(BIN)/kinema predict $(BUNDLE) $(VIDEO) $(ARGS)
 
-# Each test process computes on one thread: with more, they wait for each other. What engines.py
-# measures so is not for daily use, so the memory of it is apart.
+# Each test process computes on one thread: with more, they wait for each other. Some tests only wait, so there is one
+# process more than two cores. What engines.py measures so is not for daily use, so the memory of it is apart.
 test: setup ## Run the tests
-	OMP_NUM_THREADS=1 XDG_CACHE_HOME=$(CURDIR)/.pytest_cache/home $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 XDG_CACHE_HOME=$(CURDIR)/.pytest_cache/home $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style
 	$(BIN)/ruff check .
