@@ -25,9 +25,10 @@ import decord
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.backbone import Backbone, resolve_device
+from pipeline.backbone import Backbone
 from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
 from pipeline.data import Clip
+from pipeline.device import resolve_device
 from pipeline.extract import clip_features
 from pipeline.frames import read_frames
 from pipeline.workers import Failure, run_isolated
