@@ -7,6 +7,8 @@ of the ratios round by round. The plain loop is what most public code does: deco
 fp32, one video at a time.
 """
 
+from __future__ import annotations
+
 import argparse
 import functools
 import json
@@ -15,23 +17,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import joblib
-import numpy as np
-import timm
-import torch
+if __name__ != "__mp_main__":  # Each decoding process loads this file anew, and needs none of this.
+    import joblib
+    import numpy as np
+    import timm
+    import torch
 
-# isort: split
-import decord
-from PIL import Image
-from tqdm import tqdm
+    # isort: split
+    import decord
+    from PIL import Image
+    from tqdm import tqdm
 
-from pipeline.backbone import Backbone
-from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
-from pipeline.data import Clip
-from pipeline.device import resolve_device
-from pipeline.extract import clip_features
-from pipeline.frames import read_frames
-from pipeline.workers import Failure, run_isolated
+    from pipeline.backbone import Backbone
+    from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
+    from pipeline.data import Clip
+    from pipeline.device import resolve_device
+    from pipeline.extract import clip_features
+    from pipeline.frames import read_frames
+    from pipeline.workers import Failure, run_isolated
 
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve")
 
