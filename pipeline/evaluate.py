@@ -105,11 +105,10 @@ def _track(
     config: Config, bundle: Bundle, result: dict[str, Any], rows: list[dict[str, Any]], clips: list[Clip]
 ) -> None:
     """Logs the evaluation to W&B: numbers, confusion matrix, per-class table, predictions with a picture each."""
-    if config.tracking != "off":
-        warm_up()
-    tracker = Tracker(config, bundle.folder, "evaluate")
-    if not tracker.run:
+    if config.tracking == "off":
         return
+    warm_up()
+    tracker = Tracker(config, bundle.folder, "evaluate")
     import wandb
 
     from pipeline.backbone import Backbone

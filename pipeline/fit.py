@@ -94,7 +94,7 @@ def fit(
     total = epochs * steps_an_epoch
     counts_C = torch.bincount(train.labels_N, minlength=classes).clamp(min=1)
     weights_C = (len(train.labels_N) / (classes * counts_C)).to(device) if config.imbalance == "weights" else None
-    # Ren et al., Balanced meta-softmax, NeurIPS 2020 (arXiv:2007.10740), equation 4.
+    # Ren et al., Balanced meta-softmax, NeurIPS 2020 (arXiv:2007.10740).
     prior_C = (counts_C / counts_C.sum()).log().to(device) if config.imbalance == "softmax" else 0.0
 
     history: list[dict[str, float]] = []

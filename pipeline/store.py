@@ -70,7 +70,7 @@ class FeatureStore:
             root: folder of all settings.
             backbone: what will make the features.
             sampling: which frames they will be of.
-            partial: as above.
+            partial: share of the planned frames below which an entry counts as not there.
 
         Raises:
             KinemaError: the folder cannot be written.
