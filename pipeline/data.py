@@ -55,6 +55,13 @@ class Source:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, digest)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether the file is still where it was read."""
+        try:
+            return os.path.samefile(self.path, path)
+        except OSError:
+            return False
+
     def unchanged(self, path: Path) -> bool:
         """Whether size and time of change are still the same; the content is not looked at."""
         stat = path.stat()

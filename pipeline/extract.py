@@ -107,11 +107,11 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
             nonlocal skipped, given_up
             # Looked up one by one as their turn comes, so that what another process has done meanwhile is skipped too.
             for clip in clips:
-                entry = store.read(clip)
-                if entry and entry.source.path != str(clip.path.resolve()):
+                found = store.find(clip)
+                if found and not found.source.is_at(clip.path):
                     with suppress(KinemaError):  # A store that cannot be written may still be read.
                         store.renew(clip)
-                if entry or store.renew(clip):
+                if found or store.renew(clip):
                     skipped += 1
                 elif clip.id in deadly:
                     given_up += 1

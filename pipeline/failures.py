@@ -31,7 +31,7 @@ def show_failures(config: Config, config_file: Path, clip_id: str | None) -> Non
         _examine(clips[clip_id], config.decode)
         return
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
-    failures = {name: line for name, line in store.failures().items() if name in clips and not store.read(clips[name])}
+    failures = {name: line for name, line in store.failures().items() if name in clips and not store.find(clips[name])}
     if not failures:
         print(f"no failures among {len(clips)} clips")
         return

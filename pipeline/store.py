@@ -14,7 +14,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +44,14 @@ class ClipFeatures(NamedTuple):
     indices: np.ndarray
     planned: int
     decoder: str
+    source: Source
+
+
+class Header(NamedTuple):
+    """What an entry tells without its numbers: how many frames it holds, of how many planned, and of which file."""
+
+    frames: int
+    planned: int
     source: Source
 
 
@@ -140,14 +149,31 @@ class FeatureStore:
         except OSError as error:
             raise self._refusal(path, error, left * len(content)) from None
 
-    def read(self, clip: Clip) -> ClipFeatures | None:
-        """Reads one entry; None if there is none, or it is damaged, of another state of the file, or too partial."""
+    def find(self, clip: Clip) -> Header | None:
+        """Reads the header of an entry, in a third of the time of all of it; None if there is none, or it is not whole,
+        of another state of the file, or too partial. Damage to the numbers is only seen by `read`."""
+        path = entry_path(self.folder, clip.id)
         try:
-            _, entry, _ = decode_entry(entry_path(self.folder, clip.id))
-            fresh = entry.source.unchanged(clip.path)
+            with _opened(path) as file:
+                about, _ = _about(file, path)
+                header = Header(file.get_slice("indices").get_shape()[0], about["planned"], about["source"])
+            fresh = header.source.unchanged(clip.path)
         except (OSError, DamagedEntry):
             return None
-        return entry if fresh and len(entry.indices) >= self.partial * entry.planned else None
+        return header if fresh and header.frames >= self.partial * header.planned else None
+
+    def read(self, clip: Clip) -> ClipFeatures | None:
+        """Reads an entry that `find` has found; None if its numbers are damaged, and then it is removed, so that the
+        next extraction makes it anew."""
+        path = entry_path(self.folder, clip.id)
+        try:
+            return decode_entry(path)[1]
+        except FileNotFoundError:
+            return None
+        except DamagedEntry:
+            with suppress(OSError):  # A store that cannot be written may still be read.
+                path.unlink()
+            return None
 
     def renew(self, clip: Clip) -> bool:
         """Notes the new time and place of a file that was touched, copied or moved; False if its content is another."""
@@ -231,8 +257,8 @@ def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
 
 def entry_path(folder: Path, clip_id: str) -> Path:
     """Returns where a clip's entry is, in the folder of a fingerprint."""
-    name = hashlib.sha256(clip_id.encode()).hexdigest()
-    return folder / name[:2] / f"{name}.safetensors"
+    name = _name(clip_id)
+    return folder / f"{name[:2]}/{name}.safetensors"
 
 
 def encode_entry(clip_id: str, entry: ClipFeatures, engine: str, fingerprint: str) -> bytes:
@@ -254,21 +280,36 @@ def decode_entry(path: Path) -> tuple[str, ClipFeatures, str]:
         OSError: the file cannot be read.
         DamagedEntry: its content is not what was written there.
     """
+    with _opened(path) as file:
+        about, checksum = _about(file, path)
+        arrays = {name: file.get_tensor(name) for name in ("features", "pts", "indices")}
+        if checksum != _checksum(arrays, file.metadata()["about"]):
+            raise DamagedEntry("checksum does not match")
+    entry = ClipFeatures(**arrays, planned=about["planned"], decoder=about["decoder"], source=about["source"])
+    return about["clip"], entry, about["engine"]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safetensors.safe_open]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in ("features", "pts", "indices")}
+            yield file
     except safetensors.SafetensorError:
         raise DamagedEntry("not a whole safetensors file") from None
-    if metadata.get("checksum") != _checksum(arrays, metadata.get("about", "")):
-        raise DamagedEntry("checksum does not match")
-    about = json.loads(metadata["about"])
-    folder = path.parent.parent
-    if about["fingerprint"] != folder.name or path != entry_path(folder, about["clip"]):
+
+
+def _about(file: safetensors.safe_open, path: Path) -> tuple[dict[str, Any], str]:
+    """Returns what is told beside the numbers, and the checksum of both."""
+    try:
+        metadata = file.metadata()
+        about = json.loads(metadata["about"])
+        about["source"] = Source(**about["source"])
+        is_of_path = about["fingerprint"] == path.parent.parent.name and path.stem == _name(about["clip"])
+    except (ValueError, KeyError, TypeError):
+        raise DamagedEntry("its header cannot be read") from None
+    if not is_of_path:
         raise DamagedEntry("is of another clip or setting")
-    source = Source(**about["source"])
-    entry = ClipFeatures(**arrays, planned=about["planned"], decoder=about["decoder"], source=source)
-    return about["clip"], entry, about["engine"]
+    return about, metadata["checksum"]
 
 
 def _engines(manifest: Path) -> dict[str, float]:
@@ -277,6 +318,10 @@ def _engines(manifest: Path) -> dict[str, float]:
         return json.loads(manifest.read_text())["cosine_to_fp32"]
     except (OSError, ValueError, KeyError, TypeError):  # Not there yet, or damaged: it is written anew.
         return {}
+
+
+def _name(clip_id: str) -> str:
+    return hashlib.sha256(clip_id.encode()).hexdigest()
 
 
 def _absolute(file: Path | None) -> str | None:

@@ -81,18 +81,36 @@ def test_any_damage_is_noticed(tmp_path_factory, backbone, clip, data):
     content[position] ^= data.draw(st.integers(1, 255))
     only_file(store).write_bytes(content)
     assert store.read(clip) is None
+    assert store.find(clip) is None  # It was removed.
+    store.write(clip, make_entry(clip), ENGINE)
     only_file(store).write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    assert store.find(clip) is None
     assert store.read(clip) is None
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_damage_to_a_header_harms_nothing(tmp_path_factory, backbone, clip, data):
+    store = FeatureStore.prepare(tmp_path_factory.mktemp("store"), backbone, SamplingConfig(), 0.5)
+    written = make_entry(clip)
+    store.write(clip, written, ENGINE)
+    content = bytearray(only_file(store).read_bytes())
+    position = data.draw(st.integers(0, content.rindex(b"}")))
+    content[position] ^= data.draw(st.integers(1, 255))
+    only_file(store).write_bytes(content)
+    store.find(clip)
+    read = store.read(clip)
+    assert read is None or np.array_equal(read.features, written.features)
 
 
 def test_a_changed_source_makes_the_entry_invalid(store, clip, entry):
     store.write(clip, entry, ENGINE)
-    assert store.read(clip) is not None
+    assert store.find(clip) is not None
     stat = clip.path.stat()
     os.utime(clip.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert store.read(clip) is None
+    assert store.find(clip) is None
     os.utime(clip.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert store.read(clip) is not None
+    assert store.find(clip) is not None
 
 
 def test_every_setting_that_changes_the_numbers_changes_the_fingerprint(backbone, store):
@@ -166,7 +184,7 @@ def test_a_clip_that_ended_two_processes_is_given_up_until_its_file_changes(stor
 def test_partial_entries_count_only_if_they_hold_enough(tmp_path, backbone, clip):
     stores = {share: FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), share) for share in (0.5, 0.75, 1)}
     stores[1].write(clip, make_entry(clip, frames=6, planned=8), ENGINE)
-    assert [share for share, store in stores.items() if store.read(clip)] == [0.5, 0.75]
+    assert [share for share, store in stores.items() if store.find(clip)] == [0.5, 0.75]
 
 
 def test_a_touched_source_is_renewed_and_a_changed_one_is_not(store, tmp_path, clip):
@@ -175,9 +193,9 @@ def test_a_touched_source_is_renewed_and_a_changed_one_is_not(store, tmp_path, c
     twin = dataclasses.replace(clip, path=path)
     store.write(twin, make_entry(twin), ENGINE)
     os.utime(path, ns=(0, 0))
-    assert store.read(twin) is None and store.renew(twin) and store.read(twin) is not None
+    assert store.find(twin) is None and store.renew(twin) and store.find(twin) is not None
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert store.read(twin) is None and not store.renew(twin)
+    assert store.find(twin) is None and not store.renew(twin)
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path, backbone, store):
@@ -200,7 +218,7 @@ def test_a_failed_write_leaves_nothing_behind(store, clip, entry, monkeypatch):
     with pytest.raises(KinemaError, match="No space left on device"):
         store.write(clip, entry, ENGINE)
     assert not list(store.folder.glob("??/*"))
-    assert store.read(clip) is None
+    assert store.find(clip) is None
 
 
 def test_clips_of_one_file_have_entries_of_their_own(store, clip):
