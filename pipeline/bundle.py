@@ -17,13 +17,12 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import Config
 from pipeline.data import Clip
 from pipeline.errors import ConfigError, KinemaError, first_line
-from pipeline.head import HEADS, Classifier, Reduction
+from pipeline.head import HEADS, Heads, Reduction
 from pipeline.settings import build, to_yaml
 
 
@@ -92,7 +91,7 @@ class Bundle:
     def finish(
         self,
         reduction: Reduction,
-        heads: dict[str, nn.Module],
+        heads: dict[str, Heads],
         history: dict[str, Any],
         identity: str,
         fingerprint: str,
@@ -116,8 +115,8 @@ class Bundle:
         with self._open() as file:
             return file.metadata()["fingerprint"]
 
-    def classifiers(self, config: Config, device: torch.device) -> dict[str, Classifier]:
-        """Loads the run's head and its baselines, by kind, the run's head first.
+    def load(self, config: Config, device: torch.device) -> tuple[Reduction, dict[str, Heads]]:
+        """Loads the reduction, and the run's heads and its baselines by kind, the run's own first.
 
         Raises:
             KinemaError: the file does not hold them.
@@ -128,20 +127,20 @@ class Bundle:
         for name, value in tensors.items():
             part, rest = name.split(".", 1)
             states[part][rest] = value
-        classifiers = {}
+        loaded = {}
         try:
-            reduction = Reduction(*states["reduction"]["basis"].shape)
+            reduction = Reduction(*states["reduction"]["basis"].shape, config.head.levels)
             reduction.load_state_dict(states["reduction"])
+            shape = 2**config.head.levels - 1, 2 * reduction.basis.shape[1], len(self.classes)
             for kind in dict.fromkeys((config.head.kind, "mean")):
-                head = HEADS[kind](reduction.size, len(self.classes), config.head)
-                head.load_state_dict(states[kind])
-                classifiers[kind] = Classifier(reduction, head).to(device).eval()
+                loaded[kind] = Heads(HEADS[kind](*shape, config.head) for _ in range(config.train.heads))
+                loaded[kind].load_state_dict(states[kind])
                 if kind == "bilstm":  # A path of it that learned apart.
-                    classifiers["pyramid"] = Classifier(reduction, head.pyramid)
+                    loaded["pyramid"] = Heads(head.pyramid for head in loaded[kind])
         except (KeyError, RuntimeError) as error:
             reason = first_line(error)
             raise KinemaError(f"{self.model_file}: does not fit config.yaml and classes.txt: {reason}") from None
-        return classifiers
+        return reduction.eval(), {kind: heads.to(device).eval() for kind, heads in loaded.items()}
 
     def _open(self) -> safetensors.safe_open:
         try:

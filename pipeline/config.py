@@ -100,13 +100,12 @@ class TrainConfig:
 
     seed: NonNegativeInt = 0
     """Decides initial weights, order and dropout."""
+    heads: PositiveInt = 1
+    """Heads that are trained side by side, with seeds `seed`, `seed` + 1, ...; they answer together."""
     epochs: PositiveInt = 60
-    """Passes over the training clips at most."""
-    patience: PositiveInt = 30
-    """Epochs without a lower validation loss after which training stops."""
+    """Passes over the training clips."""
     refit: bool = True
-    """Train once more for as many epochs on training and validation clips together; else the weights of lowest
-    validation loss are kept."""
+    """Train once more on training and validation clips together; else these heads never see the validation clips."""
     batch_size: PositiveInt = 32
     """Clips a step."""
     learning_rate: PositiveFloat = 1e-3

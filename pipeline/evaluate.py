@@ -17,11 +17,11 @@ from pipeline.bundle import Bundle
 from pipeline.config import Config, SamplingConfig
 from pipeline.data import Clip, load_dataset
 from pipeline.device import resolve_device
-from pipeline.fit import predict_logits
+from pipeline.fit import answer
 from pipeline.frames import read_frames
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
-from pipeline.train import load_features
+from pipeline.train import find_clips, load_clips
 from pipeline.workers import Failure, run_isolated, warm_up
 
 THUMBNAILS = 64
@@ -45,11 +45,13 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     dataset = load_dataset(config.data)
     bundle.require_unseen(dataset.classes, dataset.of("test"))
     store = FeatureStore(config.store / bundle.fingerprint(), config.decode.partial)
-    clips, test = load_features(store, dataset, "test", config.max_missing)
+    clips = list(find_clips(store, dataset, "test", config.max_missing))
+    reduction, heads = bundle.load(config, device)
+    test = load_clips(store, clips, dataset.classes, reduction)
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]
 
-    classifiers = bundle.classifiers(config, device)
-    logits = {kind: predict_logits(classifier, test, device).numpy() for kind, classifier in classifiers.items()}
+    answers = {kind: answer(some, test.parts_NPK, device).numpy() for kind, some in heads.items()}  # [heads,N,C]
+    logits = {kind: answers_HNC.mean(0) for kind, answers_HNC in answers.items()}
     train_counts_C = np.array([sum(clip.label == name for clip in dataset.of("train")) for name in dataset.classes])
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 
@@ -66,6 +68,8 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     matrix_CC = metrics.confusions(predicted_N, labels_N, dataset.classes)
     result = {"head": kind, **measured[kind]}
     result["baselines"] = {name: values for name, values in measured.items() if name != kind}
+    if config.train.heads > 1:
+        result["top1_of_each_head"] = [float((each_NC.argmax(1) == labels_N).mean()) for each_NC in answers[kind]]
     if kind != "mean":
         gains_N = (predicted_N == labels_N).astype(float) - (logits["mean"].argmax(1) == labels_N)
         result["gain_over_mean"] = float(gains_N.mean())
@@ -97,6 +101,8 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     print(report.summary_table(result))
     if kind != "mean":
         print(report.gain_line(result))
+    if config.train.heads > 1:
+        print(report.heads_line(result))
     print(f"report: {run / 'report.md'}")
     _track(config, bundle, result, rows, clips)
 

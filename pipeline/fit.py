@@ -1,9 +1,10 @@
-"""The training loop: one head on features that lie in memory, from a checkpoint if there is one.
+"""The training loop: heads side by side on clips that lie in memory, from a checkpoint if there is one.
 
-Epoch e of seed s draws all its random numbers from (s, e) and the learning rate follows from the step number, so a
-run that was stopped and resumed ends with the same weights as one that was not.
+Epoch e of seed s draws its random numbers from (s, e) and the learning rate follows from the step number, so a run that
+was stopped and resumed ends with the same weights as one that was not.
 """
 
+import copy
 import json
 import math
 import os
@@ -16,147 +17,161 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.head import HEADS, Reduction
+from pipeline.head import HEADS, Heads
 
-# cuBLAS needs this before its first use to be deterministic in LSTMs (PyTorch notes on reproducibility).
+# cuBLAS needs this before its first use to be deterministic (PyTorch notes on reproducibility).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+Tensors = dict[str, torch.Tensor]
 
-class FeatureSet(NamedTuple):
-    """A split in memory: `features_NTD` float16, or float32 once reduced, padded; `lengths_N` and `labels_N` int64."""
 
-    features_NTD: torch.Tensor
-    lengths_N: torch.Tensor
+class ClipSet(NamedTuple):
+    """Clips in memory: `parts_NPK` float32, their temporal pyramids, and `labels_N` int64."""
+
+    parts_NPK: torch.Tensor
     labels_N: torch.Tensor
-
-    def join(self, other: "FeatureSet") -> "FeatureSet":
-        """Returns the clips of both."""
-        frames = max(part.features_NTD.shape[1] for part in (self, other))
-        padded = [
-            nn.functional.pad(part.features_NTD, (0, 0, 0, frames - part.features_NTD.shape[1]))
-            for part in (self, other)
-        ]
-        return FeatureSet(torch.cat(padded), *(torch.cat(parts) for parts in list(zip(self, other, strict=True))[1:]))
-
-    def reduced(self, reduction: Reduction) -> "FeatureSet":
-        """Returns what a head sees of the features."""
-        parts = self.features_NTD.split(256)  # Not all at once, for in float32 they are twice as large.
-        return self._replace(features_NTD=torch.cat([reduction(part) for part in parts]))
-
-    def to(self, device: torch.device) -> "FeatureSet":
-        """Moves the features to the device if they fit into half of its free memory, else leaves them here."""
-        if device.type == "cuda" and self.features_NTD.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-            return self
-        return self._replace(features_NTD=self.features_NTD.to(device))
 
 
 def fit(
     head_config: HeadConfig,
     config: TrainConfig,
-    train: FeatureSet,
-    val: FeatureSet | None,
-    epochs: int,
+    clips: ClipSet,
+    learns_HN: torch.Tensor,
     classes: int,
     device: torch.device,
-    checkpoint: Path,
+    checkpoint: Path | None,
     identity: str,
     log: Callable[[dict[str, float]], None],
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Trains one head.
+) -> tuple[Heads, list[dict[str, float]]]:
+    """Trains H heads of one kind in one pass, each from its own clips; the first has the seed of `config`, the next the
+    following.
+
+    Each draws its weights and the order of its clips as if it were alone. What dropout leaves out it draws for all
+    together.
 
     Args:
         head_config: which head.
-        config: how it is trained.
-        train: clips to learn from, reduced.
-        val: clips of other groups, which decide when to stop; None to train to the end.
-        epochs: passes over the training clips at most; the learning rate falls to nought over them.
+        config: how they are trained.
+        clips: all clips.
+        learns_HN: bool, which clips each head learns from; the others validate it.
         classes: number of classes.
         device: where to train.
-        checkpoint: file written after each epoch and resumed from if its identity is the same.
+        checkpoint: file written after each epoch and resumed from if its identity is the same; None for none.
         identity: digest of all that the result depends on.
         log: called with the record of each epoch.
 
     Returns:
-        The head with the weights of lowest validation loss (without `val`: of the last epoch), and the records of all
-        epochs.
+        The heads after the last epoch, and the records of all epochs, means over the heads.
     """
-    torch.backends.cudnn.deterministic = True
-    # TF32 and not bf16 autocast: that would run cuDNN's LSTM in fp16, whose small gradients vanish.
     torch.set_float32_matmul_precision("high")
-    torch.manual_seed(config.seed)
-    head = HEADS[head_config.kind](train.features_NTD.shape[2], classes, head_config).to(device)
-    optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    train, val = train.to(device), val and val.to(device)
-    steps_an_epoch = -(-len(train.labels_N) // config.batch_size)
-    total = epochs * steps_an_epoch
-    counts_C = torch.bincount(train.labels_N, minlength=classes).clamp(min=1)
-    weights_C = (len(train.labels_N) / (classes * counts_C)).to(device) if config.imbalance == "weights" else None
-    # Ren et al., Balanced meta-softmax, NeurIPS 2020 (arXiv:2007.10740).
-    prior_C = (counts_C / counts_C.sum()).log().to(device) if config.imbalance == "softmax" else 0.0
+    seeds = range(config.seed, config.seed + len(learns_HN))
+    heads = Heads(_new_head(head_config, clips, classes, seed) for seed in seeds).to(device)
+    weights, _ = stack_module_state(list(heads))  # Each of shape [H, ...].
+    optimizer = torch.optim.AdamW(weights.values(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    history = _resume(checkpoint, identity, weights, optimizer) if checkpoint and checkpoint.exists() else []
 
-    history: list[dict[str, float]] = []
-    best = {name: value.clone() for name, value in head.state_dict().items()}
-    if checkpoint.exists():
-        history, best = _resume(checkpoint, identity, head, optimizer) or (history, best)
+    parts_NPK, labels_N = (tensor.to(device) for tensor in clips)
+    an_epoch = int(learns_HN.sum(1).min())  # Clips, for each head as many.
+    steps_an_epoch = -(-an_epoch // config.batch_size)
+    counts_HC = torch.stack([torch.bincount(clips.labels_N[learns], minlength=classes) for learns in learns_HN])
+    class_weights_HC, prior_HC = (tensor.to(device) for tensor in _balance(config.imbalance, counts_HC.clamp(min=1)))
+    validating = (~learns_HN).any(0).nonzero()[:, 0].to(device)
+    validates_HV = ~learns_HN.to(device)[:, validating]
+    skeleton = copy.deepcopy(heads[0]).to("meta")
 
-    for epoch in range(len(history), epochs):
-        if _epochs_since_best(history) >= config.patience:
-            break
+    def loss(weights: Tensors, batch_B: torch.Tensor, weights_C: torch.Tensor, prior_C: torch.Tensor) -> torch.Tensor:
+        logits = functional_call(skeleton, weights, (parts_NPK[batch_B],))
+        labels = labels_N[batch_B].repeat(len(logits))
+        smoothing = config.label_smoothing
+        return nn.functional.cross_entropy(logits.flatten(0, 1) + prior_C, labels, weights_C, label_smoothing=smoothing)
+
+    def validate(weights: Tensors, parts_VPK: torch.Tensor) -> torch.Tensor:
+        return functional_call(skeleton, weights, (parts_VPK,)).log_softmax(-1).mean(0)
+
+    for epoch in range(len(history), config.epochs):
         began = time.monotonic()
         torch.manual_seed(config.seed * 1_000_003 + epoch)
-        if config.imbalance == "sampling":
-            order = torch.multinomial(1.0 / counts_C[train.labels_N], len(train.labels_N), True)
-        else:
-            order = torch.randperm(len(train.labels_N))
-        head.train()
+        orders = [
+            _order(learns, clips.labels_N, config.imbalance, seed * 1_000_003 + epoch)[:an_epoch]
+            for seed, learns in zip(seeds, learns_HN, strict=True)
+        ]
+        skeleton.train()
         losses, norms = [], []
-        for step, batch in enumerate(order.split(config.batch_size), epoch * steps_an_epoch):
-            optimizer.param_groups[0]["lr"] = config.learning_rate * _share_of_peak(step / total, config.warmup)
-            features_NTD = train.features_NTD[batch.to(train.features_NTD.device)].to(device).float()
-            labels_N = train.labels_N[batch].to(device)
-            logits_PNC = head.paths(features_NTD, train.lengths_N[batch])
-            loss = nn.functional.cross_entropy(
-                logits_PNC.flatten(0, 1) + prior_C,
-                labels_N.repeat(len(logits_PNC)),
-                weights_C,
-                label_smoothing=config.label_smoothing,
-            )
+        batches = torch.stack(orders).to(device).split(config.batch_size, 1)
+        for step, batch_HB in enumerate(batches, epoch * steps_an_epoch):
+            share = _share_of_peak(step / (config.epochs * steps_an_epoch), config.warmup)
+            optimizer.param_groups[0]["lr"] = config.learning_rate * share
+            losses_H = vmap(loss, randomness="different")(weights, batch_HB, class_weights_HC, prior_HC)
             optimizer.zero_grad()
-            loss.backward()
-            norms.append(nn.utils.clip_grad_norm_(head.parameters(), config.clip_grad))
+            losses_H.sum().backward()
+            norms.append(_clip_gradients(weights, config.clip_grad))
             optimizer.step()
-            losses.append(loss.detach())
+            losses.append(losses_H.detach())  # Not read before the end of the epoch: the GPU need not wait for us.
         record = {
             "epoch": epoch + 1,
             "loss": torch.stack(losses).mean().item(),
             "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": torch.stack(norms).mean().item(),
         }
-        if val:
-            logits_NC, labels_N = predict_logits(head, val, device), val.labels_N
-            record["val_loss"] = nn.functional.cross_entropy(logits_NC, labels_N).item()
-            record["val_top1"] = (logits_NC.argmax(1) == labels_N).float().mean().item()
+        if len(validating):
+            skeleton.eval()
+            with torch.no_grad():
+                answers_HVC = vmap(validate, in_dims=(0, None))(weights, parts_NPK[validating])
+            labels_HV = labels_N[validating].expand(len(heads), -1)
+            losses_HV = nn.functional.cross_entropy(answers_HVC.transpose(1, 2), labels_HV, reduction="none")
+            record["val_loss"] = losses_HV[validates_HV].mean().item()
+            record["val_top1"] = (answers_HVC.argmax(2) == labels_HV)[validates_HV].float().mean().item()
         history.append(record | {"seconds": time.monotonic() - began})
-        if _epochs_since_best(history) == 0:
-            best = {name: value.clone() for name, value in head.state_dict().items()}
-        _save(checkpoint, identity, head, best, optimizer, history)
+        if checkpoint:
+            _save(checkpoint, identity, weights, optimizer, history)
         log(history[-1])
-    head.load_state_dict(best)
-    return head.eval(), history
+    for number, head in enumerate(heads):
+        head.load_state_dict({name: value[number] for name, value in weights.items()})
+    return heads.eval(), history
 
 
 @torch.inference_mode()
-def predict_logits(head: nn.Module, clips: FeatureSet, device: torch.device) -> torch.Tensor:
-    """Returns logits float32 [N,C] on the CPU."""
-    head.eval()
-    logits = []
-    for batch in torch.arange(len(clips.lengths_N)).split(256):
-        features_NTD = clips.features_NTD[batch.to(clips.features_NTD.device)].to(device).float()
-        logits.append(head(features_NTD, clips.lengths_N[batch]).float().cpu())
-    return torch.cat(logits)
+def answer(heads: Heads, parts_NPK: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns the log-probabilities of each head, float32 [H,N,C], on the CPU."""
+    return torch.cat([heads(parts.to(device)).cpu() for parts in parts_NPK.split(1024)], 1)
+
+
+def _new_head(config: HeadConfig, clips: ClipSet, classes: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return HEADS[config.kind](*clips.parts_NPK.shape[1:], classes, config)
+
+
+def _balance(imbalance: str, counts_HC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the weight of each class in the loss, and what is added to its logit in training."""
+    shares_HC = counts_HC / counts_HC.sum(1, keepdim=True)
+    # Ren et al., Balanced meta-softmax, NeurIPS 2020 (arXiv:2007.10740).
+    prior_HC = shares_HC.log() if imbalance == "softmax" else torch.zeros_like(shares_HC)
+    weights_HC = 1 / (shares_HC * counts_HC.shape[1]) if imbalance == "weights" else torch.ones_like(shares_HC)
+    return weights_HC, prior_HC
+
+
+def _order(learns_N: torch.Tensor, labels_N: torch.Tensor, imbalance: str, seed: int) -> torch.Tensor:
+    """Draws the clips of an epoch."""
+    rng = torch.Generator().manual_seed(seed)
+    clips = learns_N.nonzero()[:, 0]
+    if imbalance == "sampling":
+        rarity = 1 / torch.bincount(labels_N[clips])[labels_N[clips]]
+        return clips[torch.multinomial(rarity, len(clips), True, generator=rng)]
+    return clips[torch.randperm(len(clips), generator=rng)]
+
+
+def _clip_gradients(weights: Tensors, most: float) -> torch.Tensor:
+    """Bounds the norm of each head's gradient, [H], and returns what it was."""
+    gradients = [weight.grad for weight in weights.values()]
+    norms_H = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    factors_H = (most / (norms_H + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(factors_H.view(-1, *[1] * (gradient.ndim - 1)))
+    return norms_H
 
 
 def _share_of_peak(progress: float, warmup: float) -> float:
@@ -166,46 +181,31 @@ def _share_of_peak(progress: float, warmup: float) -> float:
     return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
-def _epochs_since_best(history: list[dict[str, float]]) -> int:
-    losses = [record["val_loss"] for record in history if "val_loss" in record]
-    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-
 def _save(
-    path: Path,
-    identity: str,
-    head: nn.Module,
-    best: dict[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    history: list[dict[str, float]],
+    path: Path, identity: str, weights: Tensors, optimizer: torch.optim.Optimizer, history: list[dict[str, float]]
 ) -> None:
-    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
+    tensors = {f"weights.{name}": value for name, value in weights.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
     with moved_into_place(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, {"identity": identity, "history": json.dumps(history)})
 
 
-def _resume(
-    path: Path, identity: str, head: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]] | None:
-    """Loads a checkpoint into head and optimizer; None if it is of another config or other data."""
+def _resume(path: Path, identity: str, weights: Tensors, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """Loads a checkpoint into weights and optimizer and returns its history; if it is of another config or other data,
+    nothing."""
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
-    if metadata["identity"] != identity:
-        return None
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    parts: dict[str, dict[str, torch.Tensor]] = {"head": {}, "best": {}}
-    for name, value in tensors.items():
-        part, rest = name.split(".", 1)
-        if part == "optimizer":
-            number, key = rest.split(".")
-            state.setdefault(int(number), {})[key] = value
-        else:
-            parts[part][rest] = value
-    head.load_state_dict(parts["head"])
+        if metadata["identity"] != identity:
+            return []
+        state: dict[int, Tensors] = {}
+        for name in file.keys():  # noqa: SIM118  (no dict)
+            part, rest = name.split(".", 1)
+            if part == "weights":
+                with torch.no_grad():
+                    weights[rest].copy_(file.get_tensor(name))
+            else:
+                number, key = rest.split(".")
+                state.setdefault(int(number), {})[key] = file.get_tensor(name)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    device = next(head.parameters()).device
-    return json.loads(metadata["history"]), {name: value.to(device) for name, value in parts["best"].items()}
+    return json.loads(metadata["history"])

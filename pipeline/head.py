@@ -5,139 +5,156 @@ from torch import nn
 
 from pipeline.config import HeadConfig
 
-FRAMES_TO_REDUCE = 20_000
-"""Frames, of clips drawn at random, that a reduction is computed from: more do not change it visibly."""
-
 
 class Reduction(nn.Module):
-    """Features -> their principal components, half whitened, and beside them how much each has changed in a frame.
+    """Features of frames -> a temporal pyramid of their principal components, half whitened, and of how much each has
+    changed in a frame.
 
     All of it is computed from the training clips. Few clips cannot train weights for thousands of values a frame. Half
     whitening divides each component by the root of its standard deviation: between the raw scale, in which a few drown
     the rest, and full whitening, which blows up noise. The size of a change is what no weighted sum of frames can tell.
+    The pyramid (as in Pirsiavash and Ramanan, CVPR 2012) holds averages of the whole clip, its halves, quarters, ...
     """
 
-    def __init__(self, width: int, components: int):
+    def __init__(self, width: int, components: int, levels: int):
         super().__init__()
+        self.levels = levels
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("basis", torch.zeros(width, components))
         self.register_buffer("usual_change", torch.zeros(components))
         self.register_buffer("change_scale", torch.ones(()))
 
-    @property
-    def size(self) -> int:
-        """Values a frame that a head sees."""
-        return 2 * self.basis.shape[1]
-
     @classmethod
-    def of(cls, features_NTD: torch.Tensor, lengths_N: torch.Tensor, components: int) -> "Reduction":
+    def of(cls, features_NTD: torch.Tensor, lengths_N: torch.Tensor, components: int, levels: int) -> "Reduction":
         """Computes it for at most so many components; frames from `lengths_N` on are padding."""
+        is_frame_NT = torch.arange(features_NTD.shape[1]) < lengths_N[:, None]
+        frames_FD = features_NTD[is_frame_NT].float()
+        reduction = cls(frames_FD.shape[1], min(components, *frames_FD.shape), levels)
+        normed_FD = reduction.norm(frames_FD)
+        reduction.centre = normed_FD.mean(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            clips = torch.randperm(len(lengths_N))[: max(1, FRAMES_TO_REDUCE // features_NTD.shape[1])]
-            features_NTD, lengths_N = features_NTD[clips], lengths_N[clips]
-            is_frame_NT = torch.arange(features_NTD.shape[1]) < lengths_N[:, None]
-            frames_FD = features_NTD[is_frame_NT].float()
-            reduction = cls(frames_FD.shape[1], min(components, *frames_FD.shape))
-            normed_FD = reduction.norm(frames_FD)
-            reduction.centre = normed_FD.mean(0)
-            _, scales_K, basis_DK = torch.pca_lowrank(normed_FD - reduction.centre, reduction.size // 2)
+            _, scales_K, basis_DK = torch.pca_lowrank(normed_FD - reduction.centre, reduction.basis.shape[1])
         # Directions in which the training frames do not vary are nothing but noise in others.
         deviations_K = (scales_K / len(frames_FD) ** 0.5).clamp(min=1e-6)
         basis_DK = basis_DK * (deviations_K > 1e-3 * deviations_K[0])
         # The variance is one on average, so that learning rates mean the same for all backbones.
         reduction.basis = basis_DK / (deviations_K * deviations_K.mean()).sqrt()
-        changes_FK = reduction(features_NTD)[is_frame_NT].chunk(2, -1)[1]
+        changes_FK = reduction.of_frames(features_NTD)[is_frame_NT].chunk(2, -1)[1]
         reduction.usual_change = changes_FK.mean(0)
         reduction.change_scale = (changes_FK - reduction.usual_change).std(correction=0).clamp(min=1e-6)
         return reduction
 
-    def forward(self, features_NTD: torch.Tensor) -> torch.Tensor:
+    def of_frames(self, features_NTD: torch.Tensor) -> torch.Tensor:
         """Returns float32 [N,T,2K]: the components, and the sizes of their changes since the frame before."""
         components_NTK = (self.norm(features_NTD.float()) - self.centre) @ self.basis
         changes_NTK = components_NTK.diff(dim=1, prepend=components_NTK[:, :1]).abs()
         return torch.cat([components_NTK, (changes_NTK - self.usual_change) / self.change_scale], 2)
 
+    def forward(self, features_NTD: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        """Returns float32 [N,P,2K], the averages of P = 2^levels - 1 parts of each clip, from the whole to the finest;
+        frames from `lengths_N` on are padding."""
+        frames_NTK = self.of_frames(features_NTD)
+        return torch.cat([segment_means(frames_NTK, lengths_N, 2**level) for level in range(self.levels)], 1)
+
 
 class Head(nn.Module):
-    """One or more paths from reduced features to classes, which learn apart and answer together."""
+    """One or more paths from a temporal pyramid to classes, which learn apart and answer together."""
 
-    def paths(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of each path, [P,N,C]; frames from `lengths_N` on are padding."""
+    def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of each path, [paths,N,C]."""
         raise NotImplementedError
-
-    def forward(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Returns the average of their log-probabilities, [N,C]."""
-        return self.paths(reduced_NTK, lengths_N).log_softmax(-1).mean(0)
 
 
 class MeanHead(Head):
     """A linear layer on the average frame, without the changes: all that can be known without time."""
 
-    def __init__(self, width: int, classes: int, config: HeadConfig):
+    def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
         self.linear = nn.Linear(width // 2, classes)
 
-    def paths(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        return self.linear(segment_means(reduced_NTK.chunk(2, -1)[0], lengths_N, 1).flatten(1))[None]
+    def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
+        return self.linear(parts_NPK[:, 0].chunk(2, -1)[0])[None]
 
 
 class PyramidHead(Head):
-    """A linear layer on a temporal pyramid: the averages of the whole clip, its halves, quarters and eighths (as in
-    Pirsiavash and Ramanan, CVPR 2012)."""
+    """A linear layer on all parts of the pyramid."""
 
-    def __init__(self, width: int, classes: int, config: HeadConfig):
+    def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
-        self.parts = [2**level for level in range(config.levels)]
-        self.linear = nn.Linear(sum(self.parts) * width, classes)
+        self.linear = nn.Linear(parts * width, classes)
         nn.init.zeros_(self.linear.weight)
 
-    def paths(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        pyramid_NSK = torch.cat([segment_means(reduced_NTK, lengths_N, parts) for parts in self.parts], 1)
-        # Without the root, more levels would mean larger steps of the logits at the same learning rate.
-        return self.linear(pyramid_NSK.flatten(1) / sum(self.parts) ** 0.5)[None]
+    def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
+        # Without the root, more parts would mean larger steps of the logits at the same learning rate.
+        return self.linear(parts_NPK.flatten(1) / parts_NPK.shape[1] ** 0.5)[None]
 
 
 class BiLSTMHead(Head):
-    """A bidirectional LSTM over the finest level of a temporal pyramid, and beside it a linear layer on all of it.
+    """A bidirectional LSTM over the finest parts of the pyramid, and beside it a linear layer on all of them.
 
     On frozen features and few clips an LSTM that reads every frame and component loses to linear layers, both alone and
     in a sum of logits that is trained as one. So it reads averages of the leading components, and each learns apart.
     """
 
-    def __init__(self, width: int, classes: int, config: HeadConfig):
+    def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
-        self.pyramid = PyramidHead(width, classes, config)
+        self.pyramid = PyramidHead(parts, width, classes, config)
+        self.steps = (parts + 1) // 2
         self.components = min(config.lstm_components, width // 2)
         dropout = nn.Dropout(config.dropout)
         self.project = nn.Sequential(dropout, nn.Linear(2 * self.components, config.hidden), nn.GELU(), dropout)
-        between = config.dropout if config.layers > 1 else 0.0
-        self.lstm = nn.LSTM(
-            config.hidden, config.hidden, config.layers, batch_first=True, bidirectional=True, dropout=between
-        )
+        inputs = [config.hidden] + [2 * config.hidden] * (config.layers - 1)
+        self.lstm = nn.Sequential(*(BiLSTM(size, config.hidden) for size in inputs))
         self.classify = nn.Sequential(dropout, nn.Linear(2 * config.hidden, classes))
 
-    def paths(self, reduced_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        leading = [half_NTK[..., : self.components] for half_NTK in reduced_NTK.chunk(2, -1)]
-        steps_NSK = segment_means(torch.cat(leading, -1), lengths_N, self.pyramid.parts[-1])
-        states_NSH, _ = self.lstm(self.project(steps_NSK))
+    def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
+        leading = [half_NPK[..., : self.components] for half_NPK in parts_NPK[:, -self.steps :].chunk(2, -1)]
+        states_NSH = self.lstm(self.project(torch.cat(leading, -1)))
         recurrent_NC = self.classify(states_NSH.mean(1))
-        return torch.cat([self.pyramid.paths(reduced_NTK, lengths_N), recurrent_NC[None]])
+        return torch.cat([self.pyramid(parts_NPK), recurrent_NC[None]])
+
+
+class BiLSTM(nn.Module):
+    """A layer of a bidirectional LSTM, [N,S,I] -> [N,S,2H].
+
+    In plain products of matrices, for `torch.func.vmap` cannot run many of `nn.LSTM` side by side. With eight steps it
+    is as fast.
+    """
+
+    def __init__(self, inputs: int, hidden: int):
+        super().__init__()
+
+        def weights(*shape: int) -> nn.Parameter:  # As nn.LSTM draws them.
+            return nn.Parameter(torch.empty(2, *shape).uniform_(-(hidden**-0.5), hidden**-0.5))
+
+        self.of_input, self.of_state = weights(inputs, 4 * hidden), weights(hidden, 4 * hidden)
+        self.bias = weights(1, 4 * hidden)
+
+    def forward(self, values_NSI: torch.Tensor) -> torch.Tensor:
+        both_ways = torch.stack([values_NSI, values_NSI.flip(1)])
+        gates_2NSG = (both_ways.flatten(1, 2) @ self.of_input + self.bias).unflatten(1, values_NSI.shape[:2])
+        state_2NH = cell_2NH = torch.zeros_like(gates_2NSG[:, :, 0].chunk(4, -1)[0])
+        states = []
+        for step_2NG in gates_2NSG.unbind(2):
+            enter, forget, cell, leave = (step_2NG + state_2NH @ self.of_state).chunk(4, -1)
+            cell_2NH = forget.sigmoid() * cell_2NH + enter.sigmoid() * cell.tanh()
+            state_2NH = leave.sigmoid() * cell_2NH.tanh()
+            states.append(state_2NH)
+        forwards_NSH, backwards_NSH = torch.stack(states, 2)
+        return torch.cat([forwards_NSH, backwards_NSH.flip(1)], -1)
 
 
 HEADS = {"bilstm": BiLSTMHead, "pyramid": PyramidHead, "mean": MeanHead}
 
 
-class Classifier(nn.Module):
-    """A head with the reduction that it was trained behind: features [N,T,D] -> logits [N,C]."""
+class Heads(nn.ModuleList):
+    """Heads of one kind that differ in their seed."""
 
-    def __init__(self, reduction: Reduction, head: nn.Module):
-        super().__init__()
-        self.reduction, self.head = reduction, head
-
-    def forward(self, features_NTD: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        return self.head(self.reduction(features_NTD), lengths_N)
+    def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
+        """Returns each head's answer, the average of its paths' log-probabilities, [heads,N,C]."""
+        return torch.stack([head(parts_NPK).log_softmax(-1).mean(0) for head in self])
 
 
 def segment_means(features_NTD: torch.Tensor, lengths_N: torch.Tensor, segments: int) -> torch.Tensor:

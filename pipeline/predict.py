@@ -18,7 +18,7 @@ from pipeline.data import Clip
 from pipeline.device import resolve_device
 from pipeline.errors import KinemaError, printable
 from pipeline.extract import clip_features
-from pipeline.fit import FeatureSet, predict_logits
+from pipeline.fit import answer
 from pipeline.workers import Failure
 
 
@@ -40,19 +40,20 @@ class Predictor:
         self.config = bundle.config(overrides or {})
         self.device = resolve_device(self.config.device)
         self.classes = bundle.classes
-        self.classifier = bundle.classifiers(self.config, self.device)[self.config.head.kind]
+        self.reduction, heads = bundle.load(self.config, self.device)
+        self.heads = heads[self.config.head.kind]
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
 
     def __call__(self, videos: list[Path]) -> Iterator[tuple[Path, torch.Tensor | Failure]]:
-        """Yields (video, logits float32 [C] or `Failure`) as they come."""
+        """Yields (video, log-probabilities float32 [C] or `Failure`) as they come."""
         clips = [Clip(id=os.fspath(video), path=video, label="", group="") for video in dict.fromkeys(videos)]
         for clip, outcome in clip_features(clips, self.backbone, self.config.sampling, self.config.decode):
             if isinstance(outcome, Failure):
                 yield clip.path, outcome
                 continue
             features_1TD = torch.from_numpy(outcome.features)[None]
-            length = torch.tensor([len(outcome.features)])
-            yield clip.path, predict_logits(self.classifier, FeatureSet(features_1TD, length, length), self.device)[0]
+            parts_1PK = self.reduction(features_1TD, torch.tensor([len(outcome.features)]))
+            yield clip.path, answer(self.heads, parts_1PK, self.device).mean(0)[0]
 
 
 def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:

@@ -52,6 +52,8 @@ def write_report(folder: Path, metrics: dict[str, Any], matrix_CC: np.ndarray, h
     lines = [f"# {folder.name}", "", provenance(metrics), "", summary_table(metrics), ""]
     if "gain_over_mean" in metrics:
         lines += [gain_line(metrics), ""]
+    if "top1_of_each_head" in metrics:
+        lines += [heads_line(metrics), ""]
     lines += ["## Most confused", "", "| class | taken for | clips |", "|:--|:--|--:|"]
     lines += [
         f"| {_cell(pair['class'])} | {_cell(pair['taken_for'])} | {pair['clips']} |"
@@ -77,6 +79,14 @@ def gain_line(metrics: dict[str, Any]) -> str:
     interval = metrics["gain_over_mean_ci95"]
     span = f", 95 % interval {interval[0]:+.3f} to {interval[1]:+.3f}" if interval else ""
     return f"{NAMES[metrics['head']]} against mean of frames, clip by clip: {metrics['gain_over_mean']:+.3f}{span}"
+
+
+def heads_line(metrics: dict[str, Any]) -> str:
+    """Says how good the heads are that the answer is an average of."""
+    each = metrics["top1_of_each_head"]
+    return (
+        f"average of {len(each)} heads of different seeds; each alone: {np.mean(each):.3f} ± {np.std(each, ddof=1):.3f}"
+    )
 
 
 def draw_confusions(path: Path, matrix_CC: np.ndarray, classes: list[str]) -> None:

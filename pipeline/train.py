@@ -5,6 +5,7 @@ kinema train --config configs/ucf101.yaml --run ucf101
 
 import dataclasses
 import hashlib
+import random
 import time
 from collections import Counter
 
@@ -16,15 +17,18 @@ from pipeline.config import Config
 from pipeline.data import Clip, Dataset, load_dataset
 from pipeline.device import resolve_device
 from pipeline.errors import ConfigError, KinemaError
-from pipeline.fit import FeatureSet, fit
-from pipeline.head import Reduction
+from pipeline.fit import ClipSet, fit
+from pipeline.head import Heads, Reduction
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
-from pipeline.store import FeatureStore
+from pipeline.store import FeatureStore, Header
 from pipeline.tracking import Tracker
 
 PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
 """Settings that do not change what a run learns."""
+
+FRAMES_TO_REDUCE = 20_000
+"""Frames, of training clips drawn at random, that the reduction is computed from: more do not change it visibly."""
 
 
 def train(config: Config, run: str) -> None:
@@ -46,19 +50,16 @@ def train(config: Config, run: str) -> None:
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
-    splits: dict[str, FeatureSet] = {}
-    learned_from: list[Clip] = []
     digest = hashlib.sha256(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}".encode())
+    found: dict[str, dict[Clip, Header]] = {}
     for split in ("train", "val"):
-        clips, splits[split] = load_features(store, dataset, split, config.max_missing)
-        learned_from += clips
-        digest.update(f"{split} {[(clip.id, clip.label) for clip in clips]}".encode())
-        digest.update(splits[split].features_NTD.numpy())
+        found[split] = find_clips(store, dataset, split, config.max_missing)
+        for clip, header in found[split].items():
+            digest.update(f"{split} {clip.id} {clip.label} {header.frames} {header.source.sha256}\n".encode())
     identity = digest.hexdigest()
-    loading = time.monotonic() - began
     trained_on = bundle.identity()
     if trained_on == identity:
-        print(f"{bundle.folder} is trained already with these settings and features")
+        print(f"{bundle.folder} is trained already with these settings and clips")
         return
     if trained_on:
         raise ConfigError(
@@ -66,17 +67,22 @@ def train(config: Config, run: str) -> None:
             "give this run another name with --run, or delete that folder"
         )
 
-    reduction = Reduction.of(*splits["train"][:2], config.head.components)
-    splits = {split: features.reduced(reduction) for split, features in splits.items()}
-    # A checkpoint holds for this very basis, which another number of threads may turn.
-    of_checkpoints = hashlib.sha256(identity.encode() + reduction.basis.numpy().tobytes()).hexdigest()
+    number = max(1, FRAMES_TO_REDUCE // config.sampling.frames)
+    sample = random.Random(0).sample(list(found["train"]), min(number, len(found["train"])))
+    reduction = Reduction.of(*read_features(store, sample), config.head.components, config.head.levels)
+    learned_from = [*found["train"], *found["val"]]
+    clips = load_clips(store, learned_from, dataset.classes, reduction)
+    is_train_N = torch.tensor([clip.split == "train" for clip in learned_from])
+    loading = time.monotonic() - began
+    # A checkpoint holds for these very numbers, which another number of threads may change.
+    of_checkpoints = hashlib.sha256(identity.encode() + clips.parts_NPK.numpy().tobytes()).hexdigest()
     bundle.begin(config, dataset.classes, learned_from, store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
-    heads: dict[str, nn.Module] = {}
+    heads: dict[str, Heads] = {}
     history: dict[str, list[dict[str, float]]] = {}
 
-    def fit_once(kind: str, name: str, data: FeatureSet, val: FeatureSet | None, epochs: int) -> None:
-        with progress(f"train {name}", epochs, "epochs") as bar:
+    def fit_once(kind: str, name: str, learns_N: torch.Tensor) -> None:
+        with progress(f"train {name}", config.train.epochs, "epochs") as bar:
 
             def log(record: dict[str, float]) -> None:
                 shown = ("loss", "val_loss", "val_top1")
@@ -87,9 +93,8 @@ def train(config: Config, run: str) -> None:
             heads[kind], history[name] = fit(
                 dataclasses.replace(config.head, kind=kind),
                 config.train,
-                data,
-                val,
-                epochs,
+                clips,
+                learns_N.expand(config.train.heads, -1),
                 len(dataset.classes),
                 device,
                 bundle.folder / f"checkpoint-{name}.safetensors",
@@ -98,14 +103,14 @@ def train(config: Config, run: str) -> None:
             )
 
     for kind in dict.fromkeys((config.head.kind, "mean")):
-        fit_once(kind, kind, splits["train"], splits["val"], config.train.epochs)
+        fit_once(kind, kind, is_train_N)
         records = history[kind]
         best = min(records, key=lambda record: record["val_loss"])
         told = (
-            f"{kind}: {len(records)} epochs, lowest validation loss at {best['epoch']} (top-1 {best['val_top1']:.3f})"
+            f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}; its loss was lowest after epoch {best['epoch']}"
         )
         if config.train.refit:
-            fit_once(kind, f"{kind}-refit", splits["train"].join(splits["val"]), None, len(records))
+            fit_once(kind, f"{kind}-refit", torch.ones_like(is_train_N))
             told += "; trained anew on all training clips"
         print(told)
     bundle.finish(reduction, heads, history, identity, store.fingerprint)
@@ -117,10 +122,8 @@ def train(config: Config, run: str) -> None:
     print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
 
 
-def load_features(
-    store: FeatureStore, dataset: Dataset, split: str, max_missing: float
-) -> tuple[list[Clip], FeatureSet]:
-    """Reads the features of one split into memory.
+def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
+    """Finds the clips of a split that have features.
 
     Clips in the failure ledger are left out and counted by class on the terminal, as partial ones are.
 
@@ -130,39 +133,62 @@ def load_features(
         split: which of them.
         max_missing: share of the split that may be missing.
 
-    Returns:
-        The clips that have features, and these, in the same order.
-
     Raises:
-        KinemaError: features were never computed, are damaged, or are of another state of the file; or too many clips
-            could not be read.
+        KinemaError: features were never computed, or are of another state of the file; or too many clips could not be
+            read.
     """
-    entries = {clip: store.read(clip) for clip in dataset.of(split)}
+    headers = {clip: store.find(clip) for clip in dataset.of(split)}
     unreadable = store.failures()
-    never = [clip.id for clip, entry in entries.items() if entry is None and clip.id not in unreadable]
-    if never:
-        raise KinemaError(
-            f"{len(never)} of {len(entries)} {split} clips have no valid features in {store.folder} "
-            f"(first: {never[0]}); run kinema extract with the same config"
-        )
-    present = {clip: entry for clip, entry in entries.items() if entry is not None}
-    if len(present) < len(entries):
-        missing = Counter(clip.label for clip in entries if clip not in present)
+    if never := [clip for clip, header in headers.items() if not header and clip.id not in unreadable]:
+        raise _without_features(store, never)
+    found = {clip: header for clip, header in headers.items() if header}
+    if len(found) < len(headers):
+        missing = Counter(clip.label for clip in headers if clip not in found)
         by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
-        told = f"{split}: {missing.total()} of {len(entries)} clips could not be read ({by_class})"
-        if missing.total() > max_missing * len(entries):
+        told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
+        if missing.total() > max_missing * len(headers):
             raise KinemaError(
                 f"{told}, more than --max-missing {max_missing:g} allows; kinema failures CONFIG tells the reasons"
             )
         print(f"{told}, see {store.ledger}")
-    partial = sum(len(entry.indices) < entry.planned for entry in present.values())
+    partial = sum(header.frames < header.planned for header in found.values())
     if partial:
-        print(f"{split}: {partial} of {len(entries)} clips are partial: damage left fewer frames than planned")
-    if not present:
+        print(f"{split}: {partial} of {len(headers)} clips are partial: damage left fewer frames than planned")
+    if not found:
         raise KinemaError(f"the {split} split has no clips with features")
-    tensors = [torch.from_numpy(entry.features) for entry in present.values()]
-    return list(present), FeatureSet(
-        nn.utils.rnn.pad_sequence(tensors, batch_first=True),
-        torch.tensor([len(tensor) for tensor in tensors]),
-        torch.tensor([dataset.classes.index(clip.label) for clip in present]),
+    return found
+
+
+def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction) -> ClipSet:
+    """Reads the features of clips that `find_clips` has found, and keeps in memory what the heads see of them.
+
+    Raises:
+        KinemaError: some are damaged.
+    """
+    parts = []
+    with progress("load features", len(clips), "clips") as bar:
+        for first in range(0, len(clips), 256):
+            some = clips[first : first + 256]
+            parts.append(reduction(*read_features(store, some)))
+            bar.update(len(some))
+    return ClipSet(torch.cat(parts), torch.tensor([classes.index(clip.label) for clip in clips]))
+
+
+def read_features(store: FeatureStore, clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns features float16 [N,T,D], padded, and their true lengths int64 [N].
+
+    Raises:
+        KinemaError: some are damaged.
+    """
+    entries = [store.read(clip) for clip in clips]
+    if damaged := [clip for clip, entry in zip(clips, entries, strict=True) if not entry]:
+        raise _without_features(store, damaged)
+    features = [torch.from_numpy(entry.features) for entry in entries]
+    return nn.utils.rnn.pad_sequence(features, batch_first=True), torch.tensor([len(values) for values in features])
+
+
+def _without_features(store: FeatureStore, clips: list[Clip]) -> KinemaError:
+    return KinemaError(
+        f"{len(clips)} {clips[0].split} clips have no valid features in {store.folder} (first: {clips[0].id}); "
+        "run kinema extract with the same config"
     )
