@@ -1,0 +1,168 @@
+"""Measure what a data set of UCF101's size costs on this machine by stage, and how the cost grows with the clips.
+
+    python scripts/bench/scale.py --videos data/demo/videos --out docs/scale.json
+
+Links to real files, decoded anew for each, make a set with UCF101's numbers: 101 classes, 25 groups, 13,320 clips, of
+which groups 1 to 7 are the test split. Labels are arbitrary, so the accuracy means nothing. Extraction, training and
+evaluation are the commands that a user runs; where one was stopped, the same command goes on.
+"""
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+CLASSES, GROUPS, TEST_GROUPS = 101, 25, 7
+PARTS = (100, 1_000, 10_000)
+EPOCHS = 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--videos", type=Path, default=Path("data/demo/videos"), help="folder, searched at any depth")
+    parser.add_argument("--clips", type=int, default=13_320)
+    parser.add_argument("--work", type=Path, default=Path("data/bench"), help="folder for links, features and runs")
+    parser.add_argument("--out", type=Path, help="write this JSON file too")
+    args = parser.parse_args()
+
+    files = make_links(args.videos, args.clips, args.work)
+    work, run = args.work, args.work / "runs" / "scale"
+    settings = ["--data.root", work / "videos", "--data.lists", work / "lists", "--store", work / "store"]
+    train = ["train", *settings, "--runs", run.parent, "--run", run.name, "--train.epochs", EPOCHS, "--tracking", "off"]
+    stages: dict[str, Any] = {}
+    growth = extraction_growth(["extract", *settings], stages)
+    for name, command in {"resume": ["extract", *settings], "train": train, "evaluate": ["evaluate", run]}.items():
+        stages[name] = seconds_of(kinema(command))
+    for name, measure in {"find entries": find, "load features": load, "train an epoch": train_an_epoch}.items():
+        growth[name] = [alone(measure, work, clips) for clips in (*PARTS, args.clips) if clips <= args.clips]
+    result = {"files": files, "clips": args.clips, "seconds": stages, "growth": growth}
+    print(json.dumps(result, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def make_links(videos: Path, clips: int, work: Path) -> int:
+    """Makes the set and returns the number of real files behind it."""
+    from pipeline.data import VIDEO_SUFFIXES
+
+    files = [path.resolve() for path in sorted(videos.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
+    lists: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
+    for number in range(clips):
+        group, label, take = number % GROUPS + 1, number // GROUPS % CLASSES, number // (GROUPS * CLASSES) + 1
+        file = files[number % len(files)]
+        name = f"C{label:03}/v_C{label:03}_g{group:02}_c{take:02}{file.suffix}"
+        link = work / "videos" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(file)
+        lists["testlist01.txt" if group <= TEST_GROUPS else "trainlist01.txt"].append(name)
+    lists["classInd.txt"] = [f"{label + 1} C{label:03}" for label in range(CLASSES)]
+    (work / "lists").mkdir(exist_ok=True)
+    for name, lines in lists.items():
+        (work / "lists" / name).write_text("\n".join(lines) + "\n")
+    return len(files)
+
+
+def kinema(command: list[Any]) -> subprocess.Popen:
+    line = [sys.executable, "-m", "pipeline.cli", *map(str, command)]
+    return subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+
+
+def seconds_of(process: subprocess.Popen) -> float:
+    began = time.monotonic()
+    for line in process.stderr:
+        sys.stderr.write(line)
+    if process.wait():
+        raise SystemExit(f"failed: {' '.join(process.args)}")
+    return round(time.monotonic() - began, 2)
+
+
+def extraction_growth(command: list[Any], stages: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Extracts, and notes time and memory of the main process at each line of progress."""
+    process = kinema(command)
+    began = time.monotonic()
+    seen = []
+    for line in process.stderr:
+        sys.stderr.write(line)
+        if match := re.match(r"extract: (\d+)/", line):
+            memory = psutil.Process(process.pid).memory_info().rss / 2**20
+            seen.append({"clips": int(match[1]), "seconds": time.monotonic() - began, "MiB": memory})
+    seconds_of(process)
+    stages["extract"] = round(time.monotonic() - began, 2)
+    reached = [next((mark for mark in seen if mark["clips"] >= clips), None) for clips in PARTS]
+    marks = [{name: round(value, 1) for name, value in mark.items()} for mark in [*reached, seen[-1]] if mark]
+    return {"extract": marks}
+
+
+def alone(measure: Callable[[Path, int], float], work: Path, clips: int) -> dict[str, float]:
+    """Runs a measurement in a process of its own, and adds the most memory that this took."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        seconds = pool.submit(measure, work, clips).result()
+        peak = pool.submit(peak_memory).result()
+    return {"clips": clips, "seconds": round(seconds, 3), "MiB": round(peak)}
+
+
+def peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def opened(work: Path, clips: int) -> tuple[Any, Any]:
+    from pipeline.config import BackboneConfig, DataConfig, SamplingConfig
+    from pipeline.data import load_dataset
+    from pipeline.store import FeatureStore
+
+    dataset = load_dataset(DataConfig(root=work / "videos", lists=work / "lists"))
+    return FeatureStore.last(work / "store", BackboneConfig(), SamplingConfig(), 0.5), dataset.clips[:clips]
+
+
+def find(work: Path, clips: int) -> float:
+    store, some = opened(work, clips)
+    began = time.monotonic()
+    if not all(store.find(clip) for clip in some):
+        raise SystemExit("a clip has no features")
+    return time.monotonic() - began
+
+
+def load(work: Path, clips: int) -> float:
+    return _loaded(work, clips)[0]
+
+
+def train_an_epoch(work: Path, clips: int) -> float:
+    import torch
+
+    from pipeline.config import HeadConfig, TrainConfig
+    from pipeline.device import resolve_device
+    from pipeline.fit import fit
+
+    _, loaded = _loaded(work, clips)
+    learns = torch.ones(1, clips, dtype=torch.bool)
+    config = TrainConfig(epochs=4)
+    *_, history = fit(HeadConfig(), config, loaded, learns, CLASSES, resolve_device("auto"), None, "", lambda _: None)
+    return min(record["seconds"] for record in history[1:])
+
+
+def _loaded(work: Path, clips: int) -> tuple[float, Any]:
+    from pipeline.config import HeadConfig
+    from pipeline.head import Reduction
+    from pipeline.train import load_clips, read_features
+
+    store, some = opened(work, clips)
+    head = HeadConfig()
+    reduction = Reduction.of(*read_features(store, some[:100]), head.components, head.levels)
+    began = time.monotonic()
+    loaded = load_clips(store, some, [f"C{label:03}" for label in range(CLASSES)], reduction)
+    return time.monotonic() - began, loaded
+
+
+if __name__ == "__main__":
+    main()
