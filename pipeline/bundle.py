@@ -22,7 +22,7 @@ from pipeline.atomic import moved_into_place
 from pipeline.config import Config
 from pipeline.data import Clip
 from pipeline.errors import ConfigError, KinemaError, first_line
-from pipeline.head import HEADS, Heads, Reduction
+from pipeline.head import HEADS, Heads, Reduction, SequenceHead
 from pipeline.settings import build, to_yaml
 
 
@@ -135,7 +135,7 @@ class Bundle:
             for kind in dict.fromkeys((config.head.kind, "mean")):
                 loaded[kind] = Heads(HEADS[kind](*shape, config.head) for _ in range(config.train.heads))
                 loaded[kind].load_state_dict(states[kind])
-                if kind == "bilstm":  # A path of it that learned apart.
+                if issubclass(HEADS[kind], SequenceHead):  # A path of it that learned apart.
                     loaded["pyramid"] = Heads(head.pyramid for head in loaded[kind])
         except (KeyError, RuntimeError) as error:
             reason = first_line(error)

@@ -19,7 +19,7 @@ VERBS = {
 
 USAGE = {
     "extract": "[--config FILE] [--shard I/N] [--retry-failed]",
-    "train": "[--config FILE] [--run NAME]",
+    "train": "[--config FILE] [--run NAME] [--auto]",
     "evaluate": "RUN",
     "predict": "RUN VIDEO [VIDEO ...] [--json] [--top N]",
     "failures": "CONFIG [--clip ID]",
@@ -102,6 +102,14 @@ def _run(argv: list[str]) -> None:
         parser.add_argument("--orphans", action="store_true", help="prune: remove entries whose video is gone")
     if verb == "train":
         parser.add_argument("--run", help="name of the bundle in the folder `runs` (default: the config file's name)")
+        parser.add_argument(
+            "--auto",
+            action="store_const",
+            const="true",
+            default=argparse.SUPPRESS,
+            dest="train.auto",
+            help="the same as --train.auto true",
+        )
     if verb in ("evaluate", "predict"):
         parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run bundle")
     if verb == "predict":

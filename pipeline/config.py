@@ -77,21 +77,21 @@ class BackboneConfig:
 class HeadConfig:
     """The classifier."""
 
-    kind: Literal["bilstm", "pyramid", "mean"] = "bilstm"
-    """pyramid: a linear layer on the averages of the whole clip, its halves, quarters, ...; bilstm: beside it an LSTM
-    over the finest of them; mean: a linear layer on the average frame."""
+    kind: Literal["bilstm", "transformer", "convolution", "pyramid", "mean"] = "bilstm"
+    """pyramid: a linear layer on the averages of the whole clip, its halves, quarters, ...; bilstm, transformer and
+    convolution: beside it such a model over the finest of them; mean: a linear layer on the average frame."""
     components: PositiveInt = 256
     """Principal components of the features that the head sees at most, computed on the training clips."""
-    hidden: PositiveInt = 128
-    """Units of the LSTM in each direction, and of the projection before it."""
-    layers: PositiveInt = 1
-    """Layers of the LSTM."""
-    lstm_components: PositiveInt = 64
-    """Leading components that the LSTM sees."""
     levels: PositiveInt = 4
     """Levels of the temporal pyramid: 4 end with eighths, so that the LSTM makes eight steps."""
+    sequence_components: PositiveInt = 64
+    """Leading components that the LSTM, Transformer or convolution sees."""
+    hidden: PositiveInt = 128
+    """Units of the projection before it, and of the LSTM in each direction; a multiple of 4 for the Transformer."""
+    layers: PositiveInt = 1
+    """Layers of it."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of values dropped before and after the projection and after the LSTM."""
+    """Share of values dropped before and after the projection and before the last layer."""
 
 
 @settings
@@ -102,6 +102,9 @@ class TrainConfig:
     """Decides initial weights, order and dropout."""
     heads: PositiveInt = 1
     """Heads that are trained side by side, with seeds `seed`, `seed` + 1, ...; they answer together."""
+    auto: bool = False
+    """Try other values of the settings that matter most, by cross-validation over groups of training clips, and train
+    with the best."""
     epochs: PositiveInt = 60
     """Passes over the training clips."""
     refit: bool = True

@@ -2,8 +2,11 @@
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.config import HeadConfig
+
+torch.backends.mha.set_fastpath_enabled(False)  # It cannot run many Transformers side by side.
 
 
 class Reduction(nn.Module):
@@ -91,10 +94,10 @@ class PyramidHead(Head):
         return self.linear(parts_NPK.flatten(1) / parts_NPK.shape[1] ** 0.5)[None]
 
 
-class BiLSTMHead(Head):
-    """A bidirectional LSTM over the finest parts of the pyramid, and beside it a linear layer on all of them.
+class SequenceHead(Head):
+    """A model of sequences over the finest parts of the pyramid, and beside it a linear layer on all of them.
 
-    On frozen features and few clips an LSTM that reads every frame and component loses to linear layers, both alone and
+    On frozen features and few clips a model that reads every frame and component loses to linear layers, both alone and
     in a sum of logits that is trained as one. So it reads averages of the leading components, and each learns apart.
     """
 
@@ -102,18 +105,73 @@ class BiLSTMHead(Head):
         super().__init__()
         self.pyramid = PyramidHead(parts, width, classes, config)
         self.steps = (parts + 1) // 2
-        self.components = min(config.lstm_components, width // 2)
+        self.components = min(config.sequence_components, width // 2)
         dropout = nn.Dropout(config.dropout)
         self.project = nn.Sequential(dropout, nn.Linear(2 * self.components, config.hidden), nn.GELU(), dropout)
-        inputs = [config.hidden] + [2 * config.hidden] * (config.layers - 1)
-        self.lstm = nn.Sequential(*(BiLSTM(size, config.hidden) for size in inputs))
-        self.classify = nn.Sequential(dropout, nn.Linear(2 * config.hidden, classes))
+        self.sequence, size = self.make_sequence(config)
+        self.classify = nn.Sequential(dropout, nn.Linear(size, classes))
+
+    def make_sequence(self, config: HeadConfig) -> tuple[nn.Module, int]:
+        """Returns a module [N,S,hidden] -> [N,S,size], and this size."""
+        raise NotImplementedError
 
     def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
         leading = [half_NPK[..., : self.components] for half_NPK in parts_NPK[:, -self.steps :].chunk(2, -1)]
-        states_NSH = self.lstm(self.project(torch.cat(leading, -1)))
-        recurrent_NC = self.classify(states_NSH.mean(1))
-        return torch.cat([self.pyramid(parts_NPK), recurrent_NC[None]])
+        states_NSH = self.sequence(self.project(torch.cat(leading, -1)))
+        return torch.cat([self.pyramid(parts_NPK), self.classify(states_NSH.mean(1))[None]])
+
+
+class BiLSTMHead(SequenceHead):
+    """A bidirectional LSTM (Graves and Schmidhuber, Neural Networks 18, 2005)."""
+
+    def make_sequence(self, config: HeadConfig) -> tuple[nn.Module, int]:
+        inputs = [config.hidden] + [2 * config.hidden] * (config.layers - 1)
+        return nn.Sequential(*(BiLSTM(size, config.hidden) for size in inputs)), 2 * config.hidden
+
+
+class TransformerHead(SequenceHead):
+    """A Transformer encoder with learned positions (Vaswani et al., NeurIPS 2017; pre-norm)."""
+
+    def make_sequence(self, config: HeadConfig) -> tuple[nn.Module, int]:
+        layers = [
+            nn.TransformerEncoderLayer(config.hidden, 4, 2 * config.hidden, config.dropout, "gelu", 1e-5, True, True)
+            for _ in range(config.layers)
+        ]
+        return nn.Sequential(Positions(self.steps, config.hidden), *layers), config.hidden
+
+    def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # The others cannot run side by side.
+            return super().forward(parts_NPK)
+
+
+class ConvolutionHead(SequenceHead):
+    """Residual convolutions over time, each reaching twice as far as the one before (Bai et al., arXiv:1803.01271, but
+    looking both ways)."""
+
+    def make_sequence(self, config: HeadConfig) -> tuple[nn.Module, int]:
+        return nn.Sequential(*(Convolution(config.hidden, 2**layer) for layer in range(config.layers))), config.hidden
+
+
+class Positions(nn.Module):
+    """Adds to each step what tells which it is."""
+
+    def __init__(self, steps: int, hidden: int):
+        super().__init__()
+        self.of_steps = nn.Parameter(torch.randn(steps, hidden) * 0.1)
+
+    def forward(self, values_NSH: torch.Tensor) -> torch.Tensor:
+        return values_NSH + self.of_steps
+
+
+class Convolution(nn.Module):
+    """A convolution over time, added to what it reads."""
+
+    def __init__(self, hidden: int, reach: int):
+        super().__init__()
+        self.convolve = nn.Conv1d(hidden, hidden, 3, padding="same", dilation=reach)
+
+    def forward(self, values_NSH: torch.Tensor) -> torch.Tensor:
+        return values_NSH + nn.functional.gelu(self.convolve(values_NSH.transpose(1, 2)).transpose(1, 2))
 
 
 class BiLSTM(nn.Module):
@@ -146,7 +204,13 @@ class BiLSTM(nn.Module):
         return torch.cat([forwards_NSH, backwards_NSH.flip(1)], -1)
 
 
-HEADS = {"bilstm": BiLSTMHead, "pyramid": PyramidHead, "mean": MeanHead}
+HEADS = {
+    "bilstm": BiLSTMHead,
+    "transformer": TransformerHead,
+    "convolution": ConvolutionHead,
+    "pyramid": PyramidHead,
+    "mean": MeanHead,
+}
 
 
 class Heads(nn.ModuleList):

@@ -16,6 +16,8 @@ matplotlib.rcParams["text.parse_math"] = False  # A class may be named `$5`.
 
 NAMES = {
     "bilstm": "BiLSTM",
+    "transformer": "Transformer",
+    "convolution": "convolution",
     "pyramid": "temporal pyramid",
     "mean": "mean of frames",
     "majority": "majority class",

@@ -90,7 +90,8 @@ def to_yaml(obj: Any) -> str:
 def yaml_differences(before: str, after: str, ignore: tuple[str, ...]) -> list[str]:
     """Names what differs between two texts of `to_yaml`, but for names that begin with one of `ignore`."""
     old, new = (_flatten_values(yaml.safe_load(text)) for text in (before, after))
-    names = [name for name in old | new if name.split(".")[0] not in ignore and old.get(name) != new.get(name)]
+    names = [name for name in old | new if old.get(name) != new.get(name)]
+    names = [name for name in names if not any(f"{name}.".startswith(f"{other}.") for other in ignore)]
     return [f"{name}: {old.get(name)}, now {new.get(name)}" for name in names]
 
 

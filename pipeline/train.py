@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.bundle import Bundle
+from pipeline.choose import CANDIDATES, choose
 from pipeline.config import Config
 from pipeline.data import Clip, Dataset, load_dataset
 from pipeline.device import resolve_device
@@ -40,7 +41,8 @@ def train(config: Config, run: str) -> None:
     """
     bundle = Bundle(config.runs / run)
     if bundle.config_file.exists():
-        changed = yaml_differences(bundle.config_file.read_text(), to_yaml(config), ignore=PLACES)
+        chosen = tuple(CANDIDATES) if config.train.auto else ()
+        changed = yaml_differences(bundle.config_file.read_text(), to_yaml(config), ignore=PLACES + chosen)
         if changed:
             raise ConfigError(
                 f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
@@ -74,8 +76,11 @@ def train(config: Config, run: str) -> None:
     clips = load_clips(store, learned_from, dataset.classes, reduction)
     is_train_N = torch.tensor([clip.split == "train" for clip in learned_from])
     loading = time.monotonic() - began
+    if config.train.auto:
+        groups = [clip.group for clip in learned_from]
+        config = choose(config, clips, groups, len(dataset.classes), device)
     # A checkpoint holds for these very numbers, which another number of threads may change.
-    of_checkpoints = hashlib.sha256(identity.encode() + clips.parts_NPK.numpy().tobytes()).hexdigest()
+    digest.update(f"{config.head} {config.train}".encode() + clips.parts_NPK.numpy().tobytes())
     bundle.begin(config, dataset.classes, learned_from, store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
     heads: dict[str, Heads] = {}
@@ -98,7 +103,7 @@ def train(config: Config, run: str) -> None:
                 len(dataset.classes),
                 device,
                 bundle.folder / f"checkpoint-{name}.safetensors",
-                of_checkpoints,
+                digest.hexdigest(),
                 log,
             )
 

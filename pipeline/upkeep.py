@@ -23,7 +23,9 @@ from pipeline.store import DamagedEntry, decode_entry, encode_entry, entry_path,
 def list_store(root: Path) -> None:
     """Prints a line for each setting that the store has features of."""
     folders = _settings(root)
-    print("fingerprint       model                     frames  precision   clips  unread      size  last written")
+    print(
+        "fingerprint       model                     view    frames  precision   clips  unread      size  last written"
+    )
     for folder in folders:
         try:
             setting = json.loads((folder / "manifest.json").read_text())
@@ -36,7 +38,8 @@ def list_store(root: Path) -> None:
         backbone = setting["backbone"]
         unread = sum(not entry_path(folder, clip_id).exists() for clip_id in read_ledger(folder))
         print(
-            f"{folder.name}  {backbone['model']:24}  {setting['sampling']['frames']:6}  {backbone['precision']:9} "
+            f"{folder.name}  {backbone['model']:24}  {backbone['view']:6}  {setting['sampling']['frames']:6}  "
+            f"{backbone['precision']:9} "
             f"{len(files):7} {unread:7} {size / 1e6:6.1f} MB  "
             f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(newest))}"
         )

@@ -11,7 +11,7 @@ WIDTH, CLASSES, LEVELS = 12, 5, 3
 
 def make(kind):
     torch.manual_seed(0)
-    head = HEADS[kind](2**LEVELS - 1, WIDTH, CLASSES, HeadConfig(kind=kind, hidden=8, lstm_components=4)).eval()
+    head = HEADS[kind](2**LEVELS - 1, WIDTH, CLASSES, HeadConfig(kind=kind, hidden=8, sequence_components=4)).eval()
     for parameter in head.parameters():  # The pyramid starts at zero; here it must count.
         torch.nn.init.normal_(parameter, std=0.3)
     return head
@@ -37,7 +37,7 @@ def test_the_mean_alone_is_blind_to_order():
     parts = [reduction(frames, length) for frames in (clips[:1], clips[:1].flip(1))]
     forwards, backwards = ({kind: make(kind)(part) for kind in HEADS} for part in parts)
     torch.testing.assert_close(forwards["mean"], backwards["mean"])
-    for kind in ("pyramid", "bilstm"):
+    for kind in ("pyramid", "bilstm", "transformer", "convolution"):
         assert ((forwards[kind] - backwards[kind]).abs().amax((1, 2)) > 0.01).all()
 
 

@@ -1,21 +1,22 @@
-"""Measure extraction on this machine against a plain loop, and how close it comes to the limit of its parts.
+"""Measure extraction on this machine against plain ways, and how close it comes to the limit of its parts.
 
-    python scripts/bench/extraction.py --videos data/demo/videos --out docs/extraction
+    python scripts/bench/extraction.py --videos data/demo/videos --out docs/performance/extraction
 
-Rounds alternate between the ways, so that a noisy machine harms them alike; medians are printed, and ratios are medians
-of the ratios round by round. The plain loop is what most public code does: decord, timm's transform, the CNN in eager
-fp32, one video at a time.
+The plain loop is what most public code does: decord, timm's transform, the CNN in eager fp32, one video at a time.
+`--peer` names a clone of github.com/v-iashin/video_features, whose timm extractor then goes over the same files with
+the same weights (it needs: pip install opencv-python-headless omegaconf). It computes every frame of a file; Kinema and
+the plain loop compute `sampling.frames` of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
-import platform
-import time
+import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 if __name__ != "__mp_main__":  # Each decoding process loads this file anew, and needs none of this.
     import joblib
@@ -26,7 +27,7 @@ if __name__ != "__mp_main__":  # Each decoding process loads this file anew, and
     # isort: split
     import decord
     from PIL import Image
-    from tqdm import tqdm
+    from rounds import alternate, publish, ratio
 
     from pipeline.backbone import Backbone
     from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
@@ -36,8 +37,6 @@ if __name__ != "__mp_main__":  # Each decoding process loads this file anew, and
     from pipeline.frames import read_frames
     from pipeline.workers import Failure, run_isolated
 
-INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=16, help="files taken, evenly over the folder")
     parser.add_argument("--times", type=int, default=8, help="how often the pipeline goes over them in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer", type=Path, help="folder of a clone of video_features")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
     args = parser.parse_args()
 
@@ -67,39 +67,30 @@ def main() -> None:
     def decode_alone() -> int:
         return sum(len(got[0].frames) for _, got in run_isolated(load, clips, workers, decode.deadline))
 
-    ways: dict[str, Callable[[], int]] = {
-        "plain loop": functools.partial(plain_loop, paths, sampling.frames, device),
-        f"decode and resize alone, {workers} processes": decode_alone,
-    }
+    plain, decoding = "plain loop", f"decode and resize alone, {workers} processes"
+    ways: dict[str, Callable[[], int]] = {plain: functools.partial(plain_loop, paths, sampling.frames, device)}
+    if args.peer:
+        for size in (1, sampling.frames):
+            ways[f"video_features, batches of {size}"] = functools.partial(peer(args.peer, size, device), paths)
+    ways[decoding] = decode_alone
     for engine in backbones.values():
         ways[f"CNN alone, {engine.engine}"] = functools.partial(run_cnn, engine, ready)
         ways[f"pipeline, {engine.engine}"] = functools.partial(run_pipeline, clips, engine, sampling, decode)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for number in tqdm(range(args.rounds + 1), "rounds", disable=None):
-        for name, way in ways.items():
-            began = time.monotonic()
-            frames = way()
-            if number:  # The first round warms up.
-                rates[name].append(frames / (time.monotonic() - began))
+    of_pooled = Backbone(BackboneConfig(view="pooled", engine=backbone.choice.engine), device)
+    ways[f"CNN alone, {of_pooled.engine}, view pooled"] = functools.partial(run_cnn, of_pooled, ready)
+    rates = alternate(ways, args.rounds)
 
-    plain, alone = (np.array(rates[name]) for name in list(ways)[:2])
-    rows = [("way", "frames/s", "against the plain loop", "share of the limit"), (":--", "--:", "--:", "--:")]
+    rows = [("", "frames/s", "against the plain loop", "share of the limit")]
     for name, values in rates.items():
-        row = [name, f"{np.median(values):.0f}", f"{np.median(values / plain):.1f}", ""]
+        share = ""
         if name.startswith("pipeline"):
-            cnn = np.array(rates[name.replace("pipeline", "CNN alone")])
+            parts = list(zip(rates[decoding], rates[name.replace("pipeline", "CNN alone")], strict=True))
             # On a CPU both share the cores, so their times add up; else the slower of them is the limit.
-            limit = 1 / (1 / alone + 1 / cnn) if device.type == "cpu" else np.minimum(alone, cnn)
-            row[-1] = f"{np.median(values / limit):.0%}"
-        rows.append(tuple(row))
-    machine = machine_in_words(device)
-    lines = [f"{machine}; {args.files} files, {sampling.frames} frames each, medians of {args.rounds} rounds.", ""]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    print("\n".join(lines))
-    if args.out:
-        args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-        content = {"machine": machine, "frames_per_second": rates}
-        args.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+            limits = [1 / (1 / a + 1 / b) if device.type == "cpu" else min(a, b) for a, b in parts]
+            share = f"{ratio(values, limits):.0%}"
+        rows.append((name, f"{statistics.median(values):.0f}", f"{ratio(values, rates[plain]):.1f}", share))
+    about = f"{args.files} files of {args.videos}, {sampling.frames} frames each, medians of {args.rounds} rounds"
+    publish(rows, about, {"frames_per_second": rates}, args.out)
 
 
 def plain_loop(paths: list[Path], frames: int, device: torch.device) -> int:
@@ -117,9 +108,25 @@ def plain_loop(paths: list[Path], frames: int, device: torch.device) -> int:
 
 @functools.cache
 def plain_model(device: torch.device) -> tuple[torch.nn.Module, Callable]:
-    # Random weights take the same time.
-    model = timm.create_model(BackboneConfig().model, num_classes=0).eval().to(device)
-    return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    model = timm.create_model(BackboneConfig().model, num_classes=0).eval()
+    model.load_state_dict(Backbone(BackboneConfig(), device).state)
+    data = timm.data.resolve_model_data_config(model)
+    return model.to(device), timm.data.create_transform(**data, is_training=False)
+
+
+def peer(folder: Path, batch_size: int, device: torch.device) -> Callable[[list[Path]], int]:
+    """Makes the peer's extractor; it asks the hub for weights, and is given those of the package instead."""
+    sys.path.append(str(folder))
+    from models.timm.extract_timm import ExtractTIMM
+
+    create, (model, _) = timm.create_model, plain_model(device)
+    timm.create_model = lambda *_, **__: model
+    settings = {"feature_type": "timm", "model_name": BackboneConfig().model, "batch_size": batch_size}
+    settings |= {"device": str(device), "extraction_fps": None, "extraction_total": None, "show_pred": False}
+    settings |= {"on_extraction": "print", "tmp_path": "", "output_path": "", "keep_tmp_files": False}
+    extractor = ExtractTIMM(SimpleNamespace(**settings))
+    timm.create_model = create
+    return lambda paths: sum(len(extractor.extract(str(path))["timm"]) for path in paths)
 
 
 def run_cnn(backbone: Backbone, frames: np.ndarray) -> int:
@@ -128,14 +135,6 @@ def run_cnn(backbone: Backbone, frames: np.ndarray) -> int:
 
 def run_pipeline(clips: list[Clip], backbone: Backbone, sampling: SamplingConfig, decode: DecodeConfig) -> int:
     return sum(len(outcome.features) for _, outcome in clip_features(clips, backbone, sampling, decode))
-
-
-def machine_in_words(device: torch.device) -> str:
-    has = torch.cpu.get_capabilities()
-    sets = ", ".join(name for name in INSTRUCTION_SETS if has.get(name))
-    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    return f"{joblib.cpu_count()} cores {has.get('cpu_name') or platform.machine()} ({sets}){gpu}; {versions}"
 
 
 if __name__ == "__main__":
