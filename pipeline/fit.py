@@ -89,8 +89,8 @@ def fit(
         smoothing = config.label_smoothing
         return nn.functional.cross_entropy(logits.flatten(0, 1) + prior_C, labels, weights_C, label_smoothing=smoothing)
 
-    def validate(weights: Tensors, parts_VPK: torch.Tensor) -> torch.Tensor:
-        return functional_call(skeleton, weights, (parts_VPK,)).log_softmax(-1).mean(0)
+    def validate(weights: Tensors, clips_B: torch.Tensor) -> torch.Tensor:
+        return functional_call(skeleton, weights, (parts_NPK[clips_B],)).log_softmax(-1).mean(0)
 
     for epoch in range(len(history), config.epochs):
         began = time.monotonic()
@@ -120,7 +120,8 @@ def fit(
         if len(validating):
             skeleton.eval()
             with torch.no_grad():
-                answers_HVC = vmap(validate, in_dims=(0, None))(weights, parts_NPK[validating])
+                some = [vmap(validate, in_dims=(0, None))(weights, clips_B) for clips_B in validating.split(1024)]
+            answers_HVC = torch.cat(some, 1)
             labels_HV = labels_N[validating].expand(len(heads), -1)
             losses_HV = nn.functional.cross_entropy(answers_HVC.transpose(1, 2), labels_HV, reduction="none")
             record["val_loss"] = losses_HV[validates_HV].mean().item()
