@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from pipeline.atomic import moved_into_place
+from pipeline.choose import Choice
 from pipeline.config import Config
 from pipeline.data import Clip
 from pipeline.errors import ConfigError, KinemaError, first_line
@@ -34,6 +35,7 @@ class Bundle:
         self.model_file = folder / "model.safetensors"
         self.backbone_file = folder / "backbone.safetensors"
         self.config_file = folder / "config.yaml"
+        self.choice_file = folder / "choice.json"
 
     def require_complete(self) -> None:
         """Checks that the bundle can be used.
@@ -47,6 +49,26 @@ class Bundle:
         for file in (self.config_file, self.folder / "classes.txt", self.backbone_file, self.model_file):
             if not file.is_file():
                 raise KinemaError(f"{self.folder}: {file.name} is missing, so training has not ended; train it again")
+
+    def asked(self) -> str:
+        """Returns the settings that the run was asked for, as YAML; an empty text if there is no run yet."""
+        if self.choice_file.exists():
+            return json.loads(self.choice_file.read_text())["asked"]
+        return self.config_file.read_text() if self.config_file.exists() else ""
+
+    def choice(self, identity: str) -> Choice | None:
+        """Returns the choice of settings that was made for the same settings and clips, if any."""
+        if not self.choice_file.exists():
+            return None
+        kept = json.loads(self.choice_file.read_text())
+        return Choice(kept["chosen"], kept["tried"]) if kept["identity"] == identity else None
+
+    def keep_choice(self, identity: str, asked: Config, choice: Choice) -> None:
+        """Writes a choice of settings, so that a run that was stopped need not make it again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"identity": identity, "asked": to_yaml(asked), **choice._asdict()}
+        with moved_into_place(self.choice_file) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
 
     def config(self, overrides: dict[str, str]) -> Config:
         """Reads the settings of the run."""

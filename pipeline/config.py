@@ -85,13 +85,13 @@ class HeadConfig:
     levels: PositiveInt = 4
     """Levels of the temporal pyramid: 4 end with eighths, so that the LSTM makes eight steps."""
     sequence_components: PositiveInt = 64
-    """Leading components that the LSTM, Transformer or convolution sees."""
+    """Leading components that the LSTM, Transformer or convolution sees, projected to `hidden` values."""
     hidden: PositiveInt = 128
-    """Units of the projection before it, and of the LSTM in each direction; a multiple of 4 for the Transformer."""
+    """Units of the projection, and of the LSTM in each direction."""
     layers: PositiveInt = 1
-    """Layers of it."""
+    """Layers of the LSTM, Transformer or convolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of values dropped before and after the projection and before the last layer."""
+    """Share of values dropped before and after the projection and before the last layer, and in a Transformer."""
 
 
 @settings
@@ -101,7 +101,7 @@ class TrainConfig:
     seed: NonNegativeInt = 0
     """Decides initial weights, order and dropout."""
     heads: PositiveInt = 1
-    """Heads that are trained side by side, with seeds `seed`, `seed` + 1, ...; they answer together."""
+    """Heads that are trained side by side, with seeds `seed`, `seed` + 1000, ...; they answer together."""
     auto: bool = False
     """Try other values of the settings that matter most, by cross-validation over groups of training clips, and train
     with the best."""

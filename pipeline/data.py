@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -150,16 +151,27 @@ def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
     Returns:
         bool [len(clips)], True for those held out.
     """
-    labels, groups = [clip.label for clip in clips], [clip.group for clip in clips]
-    folds = min(round(1 / fraction), len(set(groups)), max(Counter(labels).values()))
+    return group_folds([clip.label for clip in clips], [clip.group for clip in clips], round(1 / fraction), seed)[0]
+
+
+def group_folds(labels: list[Any], groups: list[str], most: int, seed: int) -> np.ndarray:
+    """Cuts clips into folds, whole groups, with the classes in proportion.
+
+    Returns:
+        bool [folds,N], True where a clip is held out; at most `most` folds, fewer where there are few groups or clips.
+
+    Raises:
+        KinemaError: not even two folds can be made.
+    """
+    folds = min(most, len(set(groups)), max(Counter(labels).values()))
     if folds < 2:
-        raise KinemaError(f"too few clips or groups to hold some out: {len(clips)} clips, {len(set(groups))} groups")
+        raise KinemaError(f"too few clips or groups to hold some out: {len(labels)} clips, {len(set(groups))} groups")
     from sklearn.model_selection import StratifiedGroupKFold  # Late, for it takes half a second.
 
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # Classes smaller than the number of folds.
-        _, held_out = next(splitter.split(labels, labels, groups))
-    return np.isin(np.arange(len(clips)), held_out)
+        held_out = [held for _, held in splitter.split(labels, labels, groups)]
+    return np.stack([np.isin(np.arange(len(labels)), held) for held in held_out])
 
 
 def _cut_missing_splits(clips: list[Clip], config: DataConfig) -> list[Clip]:

@@ -17,7 +17,7 @@ from pipeline.bundle import Bundle
 from pipeline.config import Config, SamplingConfig
 from pipeline.data import Clip, load_dataset
 from pipeline.device import resolve_device
-from pipeline.fit import answer
+from pipeline.fit import classify
 from pipeline.frames import read_frames
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
@@ -50,8 +50,8 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     test = load_clips(store, clips, dataset.classes, reduction)
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]
 
-    answers = {kind: answer(some, test.parts_NPK, device).numpy() for kind, some in heads.items()}  # [heads,N,C]
-    logits = {kind: answers_HNC.mean(0) for kind, answers_HNC in answers.items()}
+    each = {kind: classify(some, test.parts_NPK, device).numpy() for kind, some in heads.items()}  # [heads,N,C]
+    logits = {kind: logits_HNC.mean(0) for kind, logits_HNC in each.items()}
     train_counts_C = np.array([sum(clip.label == name for clip in dataset.of("train")) for name in dataset.classes])
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 
@@ -69,7 +69,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     result = {"head": kind, **measured[kind]}
     result["baselines"] = {name: values for name, values in measured.items() if name != kind}
     if config.train.heads > 1:
-        result["top1_of_each_head"] = [float((each_NC.argmax(1) == labels_N).mean()) for each_NC in answers[kind]]
+        result["top1_of_each_head"] = [float((each_NC.argmax(1) == labels_N).mean()) for each_NC in each[kind]]
     if kind != "mean":
         gains_N = (predicted_N == labels_N).astype(float) - (logits["mean"].argmax(1) == labels_N)
         result["gain_over_mean"] = float(gains_N.mean())

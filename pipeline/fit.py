@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.head import HEADS, Heads
+from pipeline.head import HEADS, Heads, together
 
 # cuBLAS needs this before its first use to be deterministic (PyTorch notes on reproducibility).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -41,14 +41,14 @@ def fit(
     config: TrainConfig,
     clips: ClipSet,
     learns_HN: torch.Tensor,
+    validate: bool,
     classes: int,
     device: torch.device,
     checkpoint: Path | None,
     identity: str,
     log: Callable[[dict[str, float]], None],
 ) -> tuple[Heads, list[dict[str, float]]]:
-    """Trains H heads of one kind in one pass, each from its own clips; the first has the seed of `config`, the next the
-    following.
+    """Trains H heads of one kind in one pass, each from its own clips, with the seed of `config`, that + 1000, ...
 
     Each draws its weights and the order of its clips as if it were alone. What dropout leaves out it draws for all
     together.
@@ -57,7 +57,8 @@ def fit(
         head_config: which head.
         config: how they are trained.
         clips: all clips.
-        learns_HN: bool, which clips each head learns from; the others validate it.
+        learns_HN: bool, which clips each head learns from.
+        validate: whether the others are looked at after each epoch.
         classes: number of classes.
         device: where to train.
         checkpoint: file written after each epoch and resumed from if its identity is the same; None for none.
@@ -67,45 +68,54 @@ def fit(
     Returns:
         The heads after the last epoch, and the records of all epochs, means over the heads.
     """
+    torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("high")
-    seeds = range(config.seed, config.seed + len(learns_HN))
+    seeds = [config.seed + 1000 * number for number in range(len(learns_HN))]
     heads = Heads(_new_head(head_config, clips, classes, seed) for seed in seeds).to(device)
     weights, _ = stack_module_state(list(heads))  # Each of shape [H, ...].
     optimizer = torch.optim.AdamW(weights.values(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     history = _resume(checkpoint, identity, weights, optimizer) if checkpoint and checkpoint.exists() else []
 
-    parts_NPK, labels_N = (tensor.to(device) for tensor in clips)
-    an_epoch = int(learns_HN.sum(1).min())  # Clips, for each head as many.
-    steps_an_epoch = -(-an_epoch // config.batch_size)
+    parts_NPK, labels_N = _near(clips.parts_NPK, device), clips.labels_N.to(device)
+    clips_an_epoch = int(learns_HN.sum(1).min())  # For each head as many.
+    steps_an_epoch = -(-clips_an_epoch // config.batch_size)
     counts_HC = torch.stack([torch.bincount(clips.labels_N[learns], minlength=classes) for learns in learns_HN])
     class_weights_HC, prior_HC = (tensor.to(device) for tensor in _balance(config.imbalance, counts_HC.clamp(min=1)))
-    validating = (~learns_HN).any(0).nonzero()[:, 0].to(device)
-    validates_HV = ~learns_HN.to(device)[:, validating]
     skeleton = copy.deepcopy(heads[0]).to("meta")
 
-    def loss(weights: Tensors, batch_B: torch.Tensor, weights_C: torch.Tensor, prior_C: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(skeleton, weights, (parts_NPK[batch_B],))
-        labels = labels_N[batch_B].repeat(len(logits))
-        smoothing = config.label_smoothing
-        return nn.functional.cross_entropy(logits.flatten(0, 1) + prior_C, labels, weights_C, label_smoothing=smoothing)
+    def loss(
+        weights: Tensors,
+        parts_BPK: torch.Tensor,
+        labels_B: torch.Tensor,
+        weights_C: torch.Tensor,
+        prior_C: torch.Tensor,
+    ) -> torch.Tensor:
+        logits = functional_call(skeleton, weights, (parts_BPK,))  # [paths,B,C]
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1) + prior_C,
+            labels_B.repeat(len(logits)),
+            weights_C,
+            label_smoothing=config.label_smoothing,
+        )
 
-    def validate(weights: Tensors, clips_B: torch.Tensor) -> torch.Tensor:
-        return functional_call(skeleton, weights, (parts_NPK[clips_B],)).log_softmax(-1).mean(0)
+    def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:
+        return together(functional_call(skeleton, weights, (parts_BPK,)))
 
     for epoch in range(len(history), config.epochs):
         began = time.monotonic()
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         orders = [
-            _order(learns, clips.labels_N, config.imbalance, seed * 1_000_003 + epoch)[:an_epoch]
+            _order(learns, clips.labels_N, config.imbalance, seed * 1_000_003 + epoch)[:clips_an_epoch]
             for seed, learns in zip(seeds, learns_HN, strict=True)
         ]
         skeleton.train()
         losses, norms = [], []
-        batches = torch.stack(orders).to(device).split(config.batch_size, 1)
+        batches = torch.stack(orders).to(parts_NPK.device).split(config.batch_size, 1)
         for step, batch_HB in enumerate(batches, epoch * steps_an_epoch):
             share = _share_of_peak(step / (config.epochs * steps_an_epoch), config.warmup)
             optimizer.param_groups[0]["lr"] = config.learning_rate * share
-            losses_H = vmap(loss, randomness="different")(weights, batch_HB, class_weights_HC, prior_HC)
+            batch = parts_NPK[batch_HB].to(device), labels_N[batch_HB.to(device)]
+            losses_H = vmap(loss, randomness="different")(weights, *batch, class_weights_HC, prior_HC)
             optimizer.zero_grad()
             losses_H.sum().backward()
             norms.append(_clip_gradients(weights, config.clip_grad))
@@ -117,15 +127,19 @@ def fit(
             "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": torch.stack(norms).mean().item(),
         }
-        if len(validating):
+        if validate:
             skeleton.eval()
-            with torch.no_grad():
-                some = [vmap(validate, in_dims=(0, None))(weights, clips_B) for clips_B in validating.split(1024)]
-            answers_HVC = torch.cat(some, 1)
-            labels_HV = labels_N[validating].expand(len(heads), -1)
-            losses_HV = nn.functional.cross_entropy(answers_HVC.transpose(1, 2), labels_HV, reduction="none")
-            record["val_loss"] = losses_HV[validates_HV].mean().item()
-            record["val_top1"] = (answers_HVC.argmax(2) == labels_HV)[validates_HV].float().mean().item()
+            val_losses, hits = [], []
+            for some in (~learns_HN).any(0).nonzero()[:, 0].split(1024):
+                parts, labels = parts_NPK[some.to(parts_NPK.device)].to(device), labels_N[some.to(device)]
+                with torch.no_grad():
+                    logits_HBC = vmap(logits, in_dims=(0, None))(weights, parts)
+                unseen_HB = ~learns_HN[:, some].to(device)
+                unseen, labels = logits_HBC[unseen_HB], labels.expand(len(heads), -1)[unseen_HB]
+                val_losses.append(nn.functional.cross_entropy(unseen, labels, reduction="none"))
+                hits.append(unseen.argmax(1) == labels)
+            record["val_loss"] = torch.cat(val_losses).mean().item()
+            record["val_top1"] = torch.cat(hits).float().mean().item()
         history.append(record | {"seconds": time.monotonic() - began})
         if checkpoint:
             _save(checkpoint, identity, weights, optimizer, history)
@@ -136,9 +150,15 @@ def fit(
 
 
 @torch.inference_mode()
-def answer(heads: Heads, parts_NPK: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Returns the log-probabilities of each head, float32 [H,N,C], on the CPU."""
+def classify(heads: Heads, parts_NPK: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns the logits of each head, float32 [H,N,C], on the CPU."""
     return torch.cat([heads(parts.to(device)).cpu() for parts in parts_NPK.split(1024)], 1)
+
+
+def _near(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Moves a tensor to the device if it fits into half of its free memory, else leaves it here."""
+    too_large = device.type == "cuda" and tensor.nbytes > torch.cuda.mem_get_info(device)[0] / 2
+    return tensor if too_large else tensor.to(device)
 
 
 def _new_head(config: HeadConfig, clips: ClipSet, classes: int, seed: int) -> nn.Module:
@@ -193,20 +213,22 @@ def _save(
 
 
 def _resume(path: Path, identity: str, weights: Tensors, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-    """Loads a checkpoint into weights and optimizer and returns its history; if it is of another config or other data,
-    nothing."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata["identity"] != identity:
-            return []
-        state: dict[int, Tensors] = {}
-        for name in file.keys():  # noqa: SIM118  (no dict)
-            part, rest = name.split(".", 1)
-            if part == "weights":
-                with torch.no_grad():
-                    weights[rest].copy_(file.get_tensor(name))
-            else:
-                number, key = rest.split(".")
-                state.setdefault(int(number), {})[key] = file.get_tensor(name)
+    """Loads a checkpoint into weights and optimizer and returns its history; if it is damaged, or of another config or
+    other data, nothing."""
+    try:
+        file = safetensors.safe_open(path, framework="pt")
+    except safetensors.SafetensorError:
+        return []
+    if file.metadata()["identity"] != identity:
+        return []
+    state: dict[int, Tensors] = {}
+    for name in file.keys():  # noqa: SIM118  (no dict)
+        part, rest = name.split(".", 1)
+        if part == "weights":
+            with torch.no_grad():
+                weights[rest].copy_(file.get_tensor(name))
+        else:
+            number, key = rest.split(".")
+            state.setdefault(int(number), {})[key] = file.get_tensor(name)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    return json.loads(metadata["history"])
+    return json.loads(file.metadata()["history"])

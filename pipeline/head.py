@@ -1,5 +1,7 @@
 """The classifier on top of the cached features."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -134,7 +136,15 @@ class TransformerHead(SequenceHead):
 
     def make_sequence(self, config: HeadConfig) -> tuple[nn.Module, int]:
         layers = [
-            nn.TransformerEncoderLayer(config.hidden, 4, 2 * config.hidden, config.dropout, "gelu", 1e-5, True, True)
+            nn.TransformerEncoderLayer(
+                config.hidden,
+                nhead=math.gcd(config.hidden, 4),
+                dim_feedforward=2 * config.hidden,
+                dropout=config.dropout,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
             for _ in range(config.layers)
         ]
         return nn.Sequential(Positions(self.steps, config.hidden), *layers), config.hidden
@@ -217,8 +227,13 @@ class Heads(nn.ModuleList):
     """Heads of one kind that differ in their seed."""
 
     def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
-        """Returns each head's answer, the average of its paths' log-probabilities, [heads,N,C]."""
-        return torch.stack([head(parts_NPK).log_softmax(-1).mean(0) for head in self])
+        """Returns the logits of each head, [heads,N,C]."""
+        return torch.stack([together(head(parts_NPK)) for head in self])
+
+
+def together(logits: torch.Tensor) -> torch.Tensor:
+    """Returns one answer of the first dimension's: the averages of their log-probabilities, as logits."""
+    return logits.log_softmax(-1).mean(0)
 
 
 def segment_means(features_NTD: torch.Tensor, lengths_N: torch.Tensor, segments: int) -> torch.Tensor:

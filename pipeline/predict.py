@@ -18,7 +18,7 @@ from pipeline.data import Clip
 from pipeline.device import resolve_device
 from pipeline.errors import KinemaError, printable
 from pipeline.extract import clip_features
-from pipeline.fit import answer
+from pipeline.fit import classify
 from pipeline.workers import Failure
 
 
@@ -45,7 +45,7 @@ class Predictor:
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
 
     def __call__(self, videos: list[Path]) -> Iterator[tuple[Path, torch.Tensor | Failure]]:
-        """Yields (video, log-probabilities float32 [C] or `Failure`) as they come."""
+        """Yields (video, logits float32 [C] or `Failure`) as they come."""
         clips = [Clip(id=os.fspath(video), path=video, label="", group="") for video in dict.fromkeys(videos)]
         for clip, outcome in clip_features(clips, self.backbone, self.config.sampling, self.config.decode):
             if isinstance(outcome, Failure):
@@ -53,7 +53,7 @@ class Predictor:
                 continue
             features_1TD = torch.from_numpy(outcome.features)[None]
             parts_1PK = self.reduction(features_1TD, torch.tensor([len(outcome.features)]))
-            yield clip.path, answer(self.heads, parts_1PK, self.device).mean(0)[0]
+            yield clip.path, classify(self.heads, parts_1PK, self.device).mean(0)[0]
 
 
 def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:

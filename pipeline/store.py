@@ -155,7 +155,7 @@ class FeatureStore:
         path = entry_path(self.folder, clip.id)
         try:
             with _opened(path) as file:
-                about, _ = _about(file, path)
+                about = _about(file, path)
                 header = Header(file.get_slice("indices").get_shape()[0], about["planned"], about["source"])
             fresh = header.source.unchanged(clip.path)
         except (OSError, DamagedEntry):
@@ -281,9 +281,9 @@ def decode_entry(path: Path) -> tuple[str, ClipFeatures, str]:
         DamagedEntry: its content is not what was written there.
     """
     with _opened(path) as file:
-        about, checksum = _about(file, path)
+        about = _about(file, path)
         arrays = {name: file.get_tensor(name) for name in ("features", "pts", "indices")}
-        if checksum != _checksum(arrays, file.metadata()["about"]):
+        if file.metadata().get("checksum") != _checksum(arrays, file.metadata()["about"]):
             raise DamagedEntry("checksum does not match")
     entry = ClipFeatures(**arrays, planned=about["planned"], decoder=about["decoder"], source=about["source"])
     return about["clip"], entry, about["engine"]
@@ -298,18 +298,18 @@ def _opened(path: Path) -> Iterator[safetensors.safe_open]:
         raise DamagedEntry("not a whole safetensors file") from None
 
 
-def _about(file: safetensors.safe_open, path: Path) -> tuple[dict[str, Any], str]:
-    """Returns what is told beside the numbers, and the checksum of both."""
+def _about(file: safetensors.safe_open, path: Path) -> dict[str, Any]:
+    """Returns what an entry tells beside its numbers."""
     try:
-        metadata = file.metadata()
-        about = json.loads(metadata["about"])
+        about = json.loads(file.metadata()["about"])
+        about = {name: about[name] for name in ("clip", "planned", "decoder", "source", "engine", "fingerprint")}
         about["source"] = Source(**about["source"])
         is_of_path = about["fingerprint"] == path.parent.parent.name and path.stem == _name(about["clip"])
     except (ValueError, KeyError, TypeError):
         raise DamagedEntry("its header cannot be read") from None
     if not is_of_path:
         raise DamagedEntry("is of another clip or setting")
-    return about, metadata["checksum"]
+    return about
 
 
 def _engines(manifest: Path) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.bundle import Bundle
-from pipeline.choose import CANDIDATES, choose
+from pipeline.choose import choose, with_settings
 from pipeline.config import Config
 from pipeline.data import Clip, Dataset, load_dataset
 from pipeline.device import resolve_device
@@ -22,7 +22,7 @@ from pipeline.fit import ClipSet, fit
 from pipeline.head import Heads, Reduction
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
-from pipeline.store import FeatureStore, Header
+from pipeline.store import ClipFeatures, FeatureStore, Header
 from pipeline.tracking import Tracker
 
 PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
@@ -40,9 +40,8 @@ def train(config: Config, run: str) -> None:
         KinemaError: features are missing, or the data cannot be used.
     """
     bundle = Bundle(config.runs / run)
-    if bundle.config_file.exists():
-        chosen = tuple(CANDIDATES) if config.train.auto else ()
-        changed = yaml_differences(bundle.config_file.read_text(), to_yaml(config), ignore=PLACES + chosen)
+    if asked := bundle.asked():
+        changed = yaml_differences(asked, to_yaml(config), ignore=PLACES)
         if changed:
             raise ConfigError(
                 f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
@@ -57,7 +56,8 @@ def train(config: Config, run: str) -> None:
     for split in ("train", "val"):
         found[split] = find_clips(store, dataset, split, config.max_missing)
         for clip, header in found[split].items():
-            digest.update(f"{split} {clip.id} {clip.label} {header.frames} {header.source.sha256}\n".encode())
+            of_clip = split, clip.id, clip.label, clip.group, header.frames, header.source.sha256
+            digest.update(f"{of_clip}\n".encode())
     identity = digest.hexdigest()
     trained_on = bundle.identity()
     if trained_on == identity:
@@ -76,11 +76,16 @@ def train(config: Config, run: str) -> None:
     clips = load_clips(store, learned_from, dataset.classes, reduction)
     is_train_N = torch.tensor([clip.split == "train" for clip in learned_from])
     loading = time.monotonic() - began
+    digest.update(clips.parts_NPK.numpy())  # Checkpoints hold for these very numbers: other threads may change them.
     if config.train.auto:
-        groups = [clip.group for clip in learned_from]
-        config = choose(config, clips, groups, len(dataset.classes), device)
-    # A checkpoint holds for these very numbers, which another number of threads may change.
-    digest.update(f"{config.head} {config.train}".encode() + clips.parts_NPK.numpy().tobytes())
+        choice = bundle.choice(identity)
+        if not choice:
+            of_train = ClipSet(clips.parts_NPK[is_train_N], clips.labels_N[is_train_N])
+            groups = [clip.group for clip in found["train"]]
+            choice = choose(config, of_train, groups, len(dataset.classes), device)
+            bundle.keep_choice(identity, config, choice)
+        print("tried on groups of the training split, held out in turn:", *choice.tried, sep="\n  ")
+        config = with_settings(config, choice.chosen)
     bundle.begin(config, dataset.classes, learned_from, store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
     heads: dict[str, Heads] = {}
@@ -100,6 +105,7 @@ def train(config: Config, run: str) -> None:
                 config.train,
                 clips,
                 learns_N.expand(config.train.heads, -1),
+                not learns_N.all(),
                 len(dataset.classes),
                 device,
                 bundle.folder / f"checkpoint-{name}.safetensors",
@@ -170,12 +176,18 @@ def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduc
     Raises:
         KinemaError: some are damaged.
     """
-    parts = []
+    parts: list[torch.Tensor] = []
+    damaged: list[Clip] = []
     with progress("load features", len(clips), "clips") as bar:
         for first in range(0, len(clips), 256):
             some = clips[first : first + 256]
-            parts.append(reduction(*read_features(store, some)))
+            entries = [store.read(clip) for clip in some]
+            damaged += [clip for clip, entry in zip(some, entries, strict=True) if not entry]
+            if not damaged:
+                parts.append(reduction(*_padded(entries)))
             bar.update(len(some))
+    if damaged:
+        raise _without_features(store, damaged)
     return ClipSet(torch.cat(parts), torch.tensor([classes.index(clip.label) for clip in clips]))
 
 
@@ -188,6 +200,10 @@ def read_features(store: FeatureStore, clips: list[Clip]) -> tuple[torch.Tensor,
     entries = [store.read(clip) for clip in clips]
     if damaged := [clip for clip, entry in zip(clips, entries, strict=True) if not entry]:
         raise _without_features(store, damaged)
+    return _padded(entries)
+
+
+def _padded(entries: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
     features = [torch.from_numpy(entry.features) for entry in entries]
     return nn.utils.rnn.pad_sequence(features, batch_first=True), torch.tensor([len(values) for values in features])
 

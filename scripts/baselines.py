@@ -4,16 +4,17 @@
     python scripts/baselines.py --config configs/ucf101.yaml
 
 Logistic regressions on averages, their strength chosen by cross-validation over groups of training clips; and the heads
-of the two best-known public repositories, written anew, which stop at the lowest validation loss: an LSTM of 1024 units
+of the two best-known public repositories, written anew: an LSTM of 1024 units
 (harvitronix/five-video-classification-methods) and a bidirectional one with attention over frames
-(eriklindernoren/Action-Recognition).
+(eriklindernoren/Action-Recognition). They train to the lowest validation loss, and then on all training clips for as
+many epochs.
 """
 
 import argparse
-import copy
 import csv
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,12 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.data import load_dataset
+from pipeline.data import group_folds, load_dataset
 from pipeline.device import resolve_device
 from pipeline.head import segment_means
 from pipeline.metrics import group_interval
@@ -92,18 +92,22 @@ def main() -> None:
 
 
 def load_splits(config: Config, split: int) -> tuple:
+    if config.backbone.view != "grid":
+        raise SystemExit("backbone.view: the baselines are of the view grid, which holds the pooled layer too")
     dataset = load_dataset(dataclasses.replace(config.data, split=split))
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
     parts = {}
     for name in ("train", "val", "test"):
         clips = list(find_clips(store, dataset, name, config.max_missing))
+        features_NTD, lengths_N = read_features(store, clips)
+        features_NTD = nn.functional.pad(features_NTD, (0, 0, 0, config.sampling.frames - features_NTD.shape[1]))
         labels_N = torch.tensor([dataset.classes.index(clip.label) for clip in clips])
-        parts[name] = Split(*read_features(store, clips), labels_N, [clip.group for clip in clips])
+        parts[name] = Split(features_NTD, lengths_N, labels_N, [clip.group for clip in clips])
     return dataset, parts
 
 
 def pooled(split: Split) -> torch.Tensor:
-    """The part of the grid view that is the CNN's last layer, averaged over the picture."""
+    """The part of the view `grid` that is the CNN's last layer, averaged over the picture."""
     return split.features_NTD[..., : split.features_NTD.shape[2] // SIZE].float()
 
 
@@ -113,7 +117,7 @@ def logistic(of: Callable[[Split], torch.Tensor], segments: int) -> Callable[[di
         learned = torch.cat([values["train"], values["val"]]).numpy()
         labels = torch.cat([parts["train"].labels_N, parts["val"].labels_N]).numpy()
         groups = parts["train"].groups + parts["val"].groups
-        folds = list(StratifiedGroupKFold(4, shuffle=True, random_state=0).split(learned, labels, groups))
+        folds = [(np.flatnonzero(~held), np.flatnonzero(held)) for held in group_folds(labels, groups, 4, seed=0)]
         # With fewer clips than values, all components lose nothing and save most of the time.
         regression = LogisticRegressionCV(Cs=np.logspace(-6, 0, 7), cv=folds, max_iter=1000)
         model = make_pipeline(StandardScaler(), PCA(), regression).fit(learned, labels)
@@ -166,37 +170,40 @@ PUBLIC = {"LSTM-1024, pooled layer": LastState, "BiLSTM-1024 with attention, poo
 
 
 def train_head(head: type[nn.Module], parts: dict[str, Split], classes: int, seed: int, name: str) -> torch.Tensor:
-    """Returns the logits of the test clips, by the weights of lowest validation loss."""
-    torch.manual_seed(seed)
+    """Returns the logits of the test clips."""
     device = resolve_device("auto")
     inputs = {part: pooled(split).to(device) for part, split in parts.items()}
-    model = head(inputs["train"].shape[2], classes).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 
-    def logits(part: str) -> torch.Tensor:
+    def logits(model: nn.Module, part: str) -> torch.Tensor:
         model.eval()
         with torch.no_grad():
             return model(inputs[part], parts[part].lengths_N).cpu()
 
-    best, kept, since = float("inf"), copy.deepcopy(model.state_dict()), 0
-    with progress(name, EPOCHS, "epochs") as bar:
-        for _ in range(EPOCHS):
+    def epochs_of(learned: tuple[str, ...]) -> Iterator[nn.Module]:
+        torch.manual_seed(seed)
+        model = head(inputs["train"].shape[2], classes).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+        features_NTD = torch.cat([inputs[part] for part in learned])
+        lengths_N, labels_N = (torch.cat([parts[part][field] for part in learned]) for field in (1, 2))
+        while True:
             model.train()
-            for batch in torch.randperm(len(inputs["train"])).split(32):
-                outputs = model(inputs["train"][batch], parts["train"].lengths_N[batch])
-                loss = nn.functional.cross_entropy(outputs, parts["train"].labels_N[batch].to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            for batch in torch.randperm(len(labels_N)).split(32):
+                if len(batch) > 1:  # A batch norm needs two.
+                    outputs = model(features_NTD[batch], lengths_N[batch])
+                    loss = nn.functional.cross_entropy(outputs, labels_N[batch].to(device))
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            yield model
+
+    losses: list[float] = []
+    with progress(name, EPOCHS, "epochs") as bar:
+        for model in itertools.islice(epochs_of(("train",)), EPOCHS):
+            losses.append(nn.functional.cross_entropy(logits(model, "val"), parts["val"].labels_N).item())
             bar.update()
-            validation = nn.functional.cross_entropy(logits("val"), parts["val"].labels_N).item()
-            since += 1
-            if validation < best:
-                best, kept, since = validation, copy.deepcopy(model.state_dict()), 0
-            if since == PATIENCE:
+            if len(losses) - np.argmin(losses) > PATIENCE:
                 break
-    model.load_state_dict(kept)
-    return logits("test")
+    return logits(next(itertools.islice(epochs_of(("train", "val")), int(np.argmin(losses)), None)), "test")
 
 
 if __name__ == "__main__":

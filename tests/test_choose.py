@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.choose import _difference, _folds, choose
+from pipeline.choose import _difference, choose, with_settings
 from pipeline.config import Config, HeadConfig, TrainConfig
+from pipeline.data import group_folds
 from pipeline.fit import ClipSet
 
 GROUPS = [f"g{number // 3}" for number in range(48)]
@@ -15,23 +16,37 @@ def make_clips():
     return ClipSet(torch.randn(48, 3, 8) + torch.nn.functional.one_hot(labels, 8)[:, None] * 2, labels)
 
 
+def chosen(config, clips=None):
+    return choose(config, clips or make_clips(), GROUPS, 3, torch.device("cpu"))
+
+
 def test_no_fold_learns_from_a_group_that_it_is_tried_on():
-    learns = _folds(make_clips().labels_N.numpy(), GROUPS)
-    assert (~learns).sum(0).eq(1).all()
-    for fold in learns:
-        assert not {GROUPS[n] for n in fold.nonzero()} & {GROUPS[n] for n in (~fold).nonzero()}
+    held_out = group_folds(make_clips().labels_N.tolist(), GROUPS, 4, seed=0)
+    assert held_out.shape == (4, 48) and (held_out.sum(0) == 1).all()
+    for fold in held_out:
+        assert not {GROUPS[n] for n in fold.nonzero()[0]} & {GROUPS[n] for n in (~fold).nonzero()[0]}
+    few = group_folds(["a", "a", "b", "b"], ["1", "2", "3", "4"], 4, seed=0)  # No more than a class has clips.
+    assert len(few) == 2
 
 
-def test_a_hopeless_learning_rate_is_replaced_and_a_good_one_is_kept(capsys):
-    def chosen(learning_rate):
-        head = HeadConfig(kind="pyramid", levels=2)
-        config = Config(head=head, train=TrainConfig(learning_rate=learning_rate, epochs=20))
-        return choose(config, make_clips(), GROUPS, 3, torch.device("cpu"))
+def test_a_hopeless_learning_rate_is_replaced():
+    head = HeadConfig(kind="pyramid", levels=2)
+    choice = chosen(Config(head=head, train=TrainConfig(learning_rate=1e-7, epochs=20)))
+    assert choice.chosen["train.learning_rate"] == 3e-3
+    assert any(line.startswith("train.learning_rate 0.003") and line.endswith("taken") for line in choice.tried)
+    assert not any("head.dropout" in line for line in choice.tried)  # The pyramid has none.
 
-    assert chosen(1e-7).train.learning_rate == 3e-3
-    told = capsys.readouterr().out
-    assert "48 training clips, 4 folds of 16 groups" in told and "train.learning_rate 0.003" in told
-    assert "head.dropout" not in told  # The pyramid has none.
+
+def test_what_makes_no_difference_is_not_taken():
+    """The labels are noise, so that no setting is better than the one that hardly learns."""
+    clips = make_clips()
+    noise = clips._replace(labels_N=clips.labels_N[torch.randperm(48)])
+    head = HeadConfig(levels=2, hidden=4, sequence_components=2, dropout=0.3)
+    config = Config(head=head, train=TrainConfig(learning_rate=1e-6, epochs=3))
+    choice = chosen(config, noise)
+    assert not choice.chosen
+    assert any(line.startswith("head.dropout") for line in choice.tried)
+    assert with_settings(config, choice.chosen) == config
 
 
 def test_the_error_of_a_difference_counts_groups():

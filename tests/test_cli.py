@@ -39,7 +39,13 @@ def test_help_is_readable(verb, capsys):
 def test_wrong_arguments(tmp_path):
     fails(2, "did you mean '--head.hidden'?", "train", "--head.hiden", "3")
     fails(2, "head.hidden: input should be a valid integer", "train", "--head.hidden", "many")
-    fails(2, "head.kind: input should be 'bilstm', 'pyramid' or 'mean', got 'gru'", "train", "--head.kind", "gru")
+    fails(
+        2,
+        "head.kind: input should be 'bilstm', 'transformer', 'conv",
+        "train",
+        "--head.kind",
+        "gru",
+    )
     fails(2, "data.split: input should be less than or equal to 3, got '4'", "train", "--data.split", "4")
     fails(2, "invalid choice: 'trian'", "trian")
     fails(2, "no such folder: nowhere", "extract", "--data.root", "nowhere")

@@ -134,6 +134,27 @@ def test_prediction_gives_the_logits_of_evaluation(small_set, trained, tmp_path)
     assert seen == len(rows) == 16
 
 
+def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set, extracted, tmp_path):
+    """What the simplest run does not use: two Transformers, trained with what cross-validation chose."""
+    settings = [*settings_of_small_set, "--runs", tmp_path, "--run", "auto", "--auto", "--train.epochs", 2]
+    settings += ["--head.kind", "transformer", "--train.heads", 2, "--head.hidden", 6, "--train.learning_rate", 1e-7]
+    told, _ = kinema("train", *settings)
+    assert "train.learning_rate 0.003: loss" in told
+    bundle = tmp_path / "auto"
+    config = (bundle / "config.yaml").read_text()
+    for name, value in json.loads((bundle / "choice.json").read_text())["chosen"].items():
+        assert f"  {name.split('.')[1]}: {value}\n" in config
+    assert "is trained already" in kinema("train", *settings)[0]
+    _, error = kinema("train", *settings, "--train.epochs", 3, code=2)
+    assert "train.epochs: 2, now 3" in error
+    told, _ = kinema("evaluate", bundle)
+    assert "2 heads of different seeds answer together; each alone has a top-1 of" in told
+    with (bundle / "predictions.csv").open() as stream:
+        row = next(csv.DictReader(stream))
+    [(_, logits)] = Predictor(bundle)([small_set / "videos" / row["clip"]])
+    np.testing.assert_allclose(logits.numpy(), json.loads(row["logits"]), atol=1e-3)
+
+
 def test_missing_features_stop_training(settings_of_small_set, small_set, tmp_path):
     settings = [*settings_of_small_set, "--store", tmp_path]
     for message in ("no features with these settings; run kinema extract", "have no valid features"):

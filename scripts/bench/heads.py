@@ -41,7 +41,7 @@ def main() -> None:
 
     def side_by_side(heads: int) -> int:
         learns_HN = torch.ones(heads, args.clips, dtype=torch.bool)
-        fit(head, TrainConfig(epochs=1), clips, learns_HN, CLASSES, device, None, "", lambda _: None)
+        fit(head, TrainConfig(epochs=1), clips, learns_HN, False, CLASSES, device, None, "", lambda _: None)
         return heads * args.clips
 
     with tempfile.TemporaryDirectory(prefix="kinema-bench-") as folder:

@@ -2,7 +2,7 @@
 
     python scripts/bench/loading.py --entries 5000
 
-With "cold" the files were first thrown out of the cache of the system, which is Linux. Entries are checked against their
+With "cold" the files were first thrown out of the cache of the system (Linux only). Entries are checked against their
 checksums, the packed file is not.
 """
 

@@ -147,7 +147,8 @@ def train_an_epoch(work: Path, clips: int) -> float:
     _, loaded = _loaded(work, clips)
     learns = torch.ones(1, clips, dtype=torch.bool)
     config = TrainConfig(epochs=4)
-    *_, history = fit(HeadConfig(), config, loaded, learns, CLASSES, resolve_device("auto"), None, "", lambda _: None)
+    device = resolve_device("auto")
+    _, history = fit(HeadConfig(), config, loaded, learns, False, CLASSES, device, None, "", lambda _: None)
     return min(record["seconds"] for record in history[1:])
 
 
