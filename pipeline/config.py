@@ -109,8 +109,8 @@ class TrainConfig:
     """Passes over the training clips."""
     refit: bool = True
     """Train once more on training and validation clips together; else these heads never see the validation clips."""
-    batch_size: PositiveInt = 32
-    """Clips a step."""
+    batch_size: NonNegativeInt = 0
+    """Clips a step; 0 takes a 64th of those to learn from, but 32 at least and 512 at most."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -78,7 +78,8 @@ def fit(
 
     parts_NPK, labels_N = _near(clips.parts_NPK, device), clips.labels_N.to(device)
     clips_an_epoch = int(learns_HN.sum(1).min())  # For each head as many.
-    steps_an_epoch = -(-clips_an_epoch // config.batch_size)
+    batch_size = config.batch_size or min(max(clips_an_epoch // 64, 32), 512)
+    steps_an_epoch = -(-clips_an_epoch // batch_size)
     counts_HC = torch.stack([torch.bincount(clips.labels_N[learns], minlength=classes) for learns in learns_HN])
     class_weights_HC, prior_HC = (tensor.to(device) for tensor in _balance(config.imbalance, counts_HC.clamp(min=1)))
     skeleton = copy.deepcopy(heads[0]).to("meta")
@@ -110,7 +111,7 @@ def fit(
         ]
         skeleton.train()
         losses, norms = [], []
-        batches = torch.stack(orders).to(parts_NPK.device).split(config.batch_size, 1)
+        batches = torch.stack(orders).to(parts_NPK.device).split(batch_size, 1)
         for step, batch_HB in enumerate(batches, epoch * steps_an_epoch):
             share = _share_of_peak(step / (config.epochs * steps_an_epoch), config.warmup)
             optimizer.param_groups[0]["lr"] = config.learning_rate * share

@@ -4,11 +4,13 @@
 
 Links to real files, decoded anew for each, make a set with UCF101's numbers: 101 classes, 25 groups, 13,320 clips, of
 which groups 1 to 7 are the test split. Labels are arbitrary, so the accuracy means nothing. Extraction, training and
-evaluation are the commands that a user runs; where one was stopped, the same command goes on.
+evaluation are the commands that a user runs. What has been measured is kept in the folder `--work`, so that a run that
+was stopped goes on; extraction alone must be measured in one go.
 """
 
 import argparse
 import json
+import math
 import re
 import resource
 import subprocess
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rounds import publish
 
 CLASSES, GROUPS, TEST_GROUPS = 101, 25, 7
 PARTS = (100, 1_000, 10_000)
@@ -39,16 +42,46 @@ def main() -> None:
     work, run = args.work, args.work / "runs" / "scale"
     settings = ["--data.root", work / "videos", "--data.lists", work / "lists", "--store", work / "store"]
     train = ["train", *settings, "--runs", run.parent, "--run", run.name, "--train.epochs", EPOCHS, "--tracking", "off"]
-    stages: dict[str, Any] = {}
-    growth = extraction_growth(["extract", *settings], stages)
-    for name, command in {"resume": ["extract", *settings], "train": train, "evaluate": ["evaluate", run]}.items():
-        stages[name] = seconds_of(kinema(command))
+    stages: dict[str, Callable[[], Any]] = {
+        "extract": lambda: extraction(["extract", *settings]),
+        "resume": lambda: seconds_of(kinema(["extract", *settings])),
+        "train": lambda: seconds_of(kinema(train)),
+        "evaluate": lambda: seconds_of(kinema(["evaluate", run])),
+    }
+    counts = [clips for clips in (*PARTS, args.clips) if clips <= args.clips]
     for name, measure in {"find entries": find, "load features": load, "train an epoch": train_an_epoch}.items():
-        growth[name] = [alone(measure, work, clips) for clips in (*PARTS, args.clips) if clips <= args.clips]
-    result = {"files": files, "clips": args.clips, "seconds": stages, "growth": growth}
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        stages[name] = lambda measure=measure: [alone(measure, work, clips) for clips in counts]
+    kept = work / "measured.json"
+    measured = json.loads(kept.read_text()) if kept.exists() else {}
+    if not measured and (work / "store").exists():
+        raise SystemExit(f"{work}: extraction was stopped, so its time is not known; delete the folder and begin anew")
+    measured |= {"files": files, "clips": args.clips}
+    for name, stage in stages.items():
+        if name not in measured:
+            measured[name] = stage()
+            kept.write_text(json.dumps(measured, indent=1) + "\n")
+    publish(rows(measured), f"{files} files behind {args.clips} clips", measured, args.out)
+
+
+def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Makes the table: time of each number of clips, and how much that is a clip against the number before."""
+    extracted = measured["extract"]
+    table = [("", "clips", "seconds", "seconds a clip, against the line before", "MiB")]
+    growth = {"extract": extracted} | {name: measured[name] for name in measured if isinstance(measured[name], list)}
+    for name, marks in growth.items():
+        before = None
+        for mark in marks:
+            # From mark to mark of one extraction; the other stages begin anew, at nought.
+            clips, seconds = mark["clips"], mark["seconds"]
+            if name == "extract" and before:
+                clips, seconds = clips - before["clips"], seconds - before["seconds"]
+            each = seconds / clips
+            against = f"{each / before['each']:.2f}" if before else ""
+            table.append((name, f"{mark['clips']:,}", f"{mark['seconds']:,.2f}", against, f"{mark['MiB']:,.0f}"))
+            before = mark | {"each": each}
+    for name in ("resume", "train", "evaluate"):
+        table.append((f"kinema {name}".replace("resume", "extract, again"), "", f"{measured[name]:,.0f}", "", ""))
+    return table
 
 
 def make_links(videos: Path, clips: int, work: Path) -> int:
@@ -87,21 +120,20 @@ def seconds_of(process: subprocess.Popen) -> float:
     return round(time.monotonic() - began, 2)
 
 
-def extraction_growth(command: list[Any], stages: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
-    """Extracts, and notes time and memory of the main process at each line of progress."""
+def extraction(command: list[Any]) -> list[dict[str, float]]:
+    """Extracts, and notes time and memory of the main process as `PARTS` are reached, by its lines of progress."""
     process = kinema(command)
     began = time.monotonic()
-    seen = []
+    marks: list[dict[str, float]] = []
     for line in process.stderr:
         sys.stderr.write(line)
-        if match := re.match(r"extract: (\d+)/", line):
+        done = re.match(r"extract: (\d+)/(\d+)", line)
+        if done and (int(done[1]) >= (*PARTS, math.inf)[len(marks)] or done[1] == done[2]):
             memory = psutil.Process(process.pid).memory_info().rss / 2**20
-            seen.append({"clips": int(match[1]), "seconds": time.monotonic() - began, "MiB": memory})
-    seconds_of(process)
-    stages["extract"] = round(time.monotonic() - began, 2)
-    reached = [next((mark for mark in seen if mark["clips"] >= clips), None) for clips in PARTS]
-    marks = [{name: round(value, 1) for name, value in mark.items()} for mark in [*reached, seen[-1]] if mark]
-    return {"extract": marks}
+            marks.append({"clips": int(done[1]), "seconds": round(time.monotonic() - began, 1), "MiB": round(memory)})
+    if process.wait():
+        raise SystemExit("extraction failed")
+    return marks
 
 
 def alone(measure: Callable[[Path, int], float], work: Path, clips: int) -> dict[str, float]:
