@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("data/runs"), help="where splits_and_seeds.py put its runs")
     parser.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--public", nargs="*", choices=PUBLIC, default=list(PUBLIC), help="which of the public heads")
     args = parser.parse_args()
 
     config = build(Config, args.config, {})
@@ -66,8 +67,10 @@ def main() -> None:
         fixed = {name: classify(parts).numpy() == test.labels_N.numpy() for name, classify in LOGISTIC.items()}
         for seed in args.seeds:
             found = dict(fixed)
-            for name, head in PUBLIC.items():
-                logits_NC = train_head(head, parts, len(dataset.classes), seed, f"{name}, split {split}, seed {seed}")
+            for name in args.public:
+                logits_NC = train_head(
+                    PUBLIC[name], parts, len(dataset.classes), seed, f"{name}, split {split}, seed {seed}"
+                )
                 found[name] = (logits_NC.argmax(1) == test.labels_N).numpy()
             run = args.runs / f"{args.config.stem}-s{split}-r{seed}"
             with (run / "predictions.csv").open(newline="") as stream:

@@ -64,24 +64,17 @@ def main() -> None:
 
 
 def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Makes the table: time of each number of clips, and how much that is a clip against the number before."""
-    extracted = measured["extract"]
-    table = [("", "clips", "seconds", "seconds a clip, against the line before", "MiB")]
-    growth = {"extract": extracted} | {name: measured[name] for name in measured if isinstance(measured[name], list)}
-    for name, marks in growth.items():
-        before = None
-        for mark in marks:
-            # From mark to mark of one extraction; the other stages begin anew, at nought.
-            clips, seconds = mark["clips"], mark["seconds"]
-            if name == "extract" and before:
-                clips, seconds = clips - before["clips"], seconds - before["seconds"]
-            each = seconds / clips
-            against = f"{each / before['each']:.2f}" if before else ""
-            table.append((name, f"{mark['clips']:,}", f"{mark['seconds']:,.2f}", against, f"{mark['MiB']:,.0f}"))
-            before = mark | {"each": each}
-    for name in ("resume", "train", "evaluate"):
-        table.append((f"kinema {name}".replace("resume", "extract, again"), "", f"{measured[name]:,.0f}", "", ""))
-    return table
+    """Makes the table. Extraction goes from mark to mark; the other measurements begin anew for each number of clips."""
+    table = [("", "clips", "seconds", "ms a clip", "MiB")]
+    for name in ("extract", "find entries", "load features", "train an epoch"):
+        clips, seconds = 0, 0.0
+        for mark in measured[name]:
+            each = (mark["seconds"] - seconds) / (mark["clips"] - clips) * 1000
+            table.append((name, f"{mark['clips']:,}", f"{mark['seconds']:,.2f}", f"{each:,.3g}", f"{mark['MiB']:,.0f}"))
+            if name == "extract":
+                clips, seconds = mark["clips"], mark["seconds"]
+    commands = {"resume": "kinema extract, again", "train": "kinema train", "evaluate": "kinema evaluate"}
+    return table + [(text, "", f"{measured[name]:,.0f}", "", "") for name, text in commands.items()]
 
 
 def make_links(videos: Path, clips: int, work: Path) -> int:
