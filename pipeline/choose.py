@@ -79,8 +79,8 @@ def choose(config: Config, clips: ClipSet, groups: list[str], classes: int, devi
                 continue
             scored = score(candidate)
             lower, error = _difference(best.losses_N - scored.losses_N, groups)
-            line = f"{name} {value}: loss {scored.losses_N.mean():.3f}, top-1 {scored.right_N.mean():.3f}"
-            tried.append(f"{line}; lower by {lower:+.3f} ± {error:.3f}{', taken' if lower > error else ''}")
+            line = f"{name} {value}: loss {scored.losses_N.mean():.3f} ({-lower:+.3f} ± {error:.3f})"
+            tried.append(f"{line}, top-1 {scored.right_N.mean():.3f}{', taken' if lower > error else ''}")
             if lower > error:
                 chosen[name] = value
                 config, best = candidate, scored
