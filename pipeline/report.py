@@ -86,9 +86,8 @@ def gain_line(metrics: dict[str, Any]) -> str:
 def heads_line(metrics: dict[str, Any]) -> str:
     """Says how good the heads are that the answer is an average of."""
     each = metrics["top1_of_each_head"]
-    return (
-        f"average of {len(each)} heads of different seeds; each alone: {np.mean(each):.3f} ± {np.std(each, ddof=1):.3f}"
-    )
+    alone = f"{np.mean(each):.3f} ± {np.std(each, ddof=1):.3f}"
+    return f"{len(each)} heads of different seeds answer together; each alone has a top-1 of {alone}"
 
 
 def draw_confusions(path: Path, matrix_CC: np.ndarray, classes: list[str]) -> None:

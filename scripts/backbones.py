@@ -1,29 +1,22 @@
-"""Print what stronger backbones cost on this machine, as docs/backbones.md has it.
+"""Print what stronger backbones cost, as docs/backbones.md has it.
 
     python scripts/backbones.py
 
-Weights do not change the cost, so random ones are used, loaded from a file as a user would load his own; nothing is
-fetched. A multiplication with its addition counts as one operation.
+Nothing is fetched: weights do not change the cost.
 """
 
 import argparse
-import os
-import tempfile
-from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbone import Backbone
-from pipeline.config import BackboneConfig
-from pipeline.device import resolve_device
+from pipeline.views import Grid
 
 MODELS = (
-    "tf_efficientnet_lite0.in1k",
-    "tf_efficientnet_lite1.in1k",
-    "tf_efficientnet_lite2.in1k",
+    "tf_efficientnet_lite0",
+    "tf_efficientnet_lite1",
+    "tf_efficientnet_lite2",
     "tf_efficientnetv2_b0.in1k",
     "tf_efficientnetv2_s.in21k",
     "regnety_032.ra_in1k",
@@ -37,26 +30,21 @@ MODELS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS, help="the first is what the others are compared with")
     args = parser.parse_args()
-    device = resolve_device("auto")
-    print("| `backbone.model` | picture | width | M weights | G operations a frame | frames/s | licence |")
+    print("| `backbone.model` | pixels | width | M weights | GFLOP a frame | cost | licence of the weights |")
     print("|:--|--:|--:|--:|--:|--:|:--|")
-    with tempfile.TemporaryDirectory(prefix="kinema-backbones-") as folder:
-        os.environ["XDG_CACHE_HOME"] = folder  # What is measured for random weights is not to be remembered.
-        for name in args.models:
-            torch.manual_seed(0)
-            model = timm.create_model(name, num_classes=0).eval()
-            about = model.pretrained_cfg
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(torch.zeros(1, *about["input_size"]))
-            file = Path(folder) / "random.safetensors"
-            save_file(model.state_dict(), file)
-            choice = Backbone(BackboneConfig(model=name, weights=file), device).choice
-            row = [f"`{name}`", f"{about['input_size'][1]}", f"{model.head_hidden_size}"]
-            row += [f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f}"]
-            row += [f"{counter.get_total_flops() / 2e9:.1f}", f"{choice.rate:.1f} ({choice.engine} {choice.precision})"]
-            print(f"| {' | '.join([*row, about['license']])} |", flush=True)
+    first = None
+    for name in args.models:
+        model = timm.create_model(name, num_classes=0).eval()
+        about = model.pretrained_cfg
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            Grid(model)(torch.zeros(1, *about["input_size"]))
+        cost = counter.get_total_flops() / 1e9
+        first = first or cost
+        weights = sum(weight.numel() for weight in model.parameters()) / 1e6
+        row = [f"`{name}`", f"{about['input_size'][1]}", f"{model.head_hidden_size}", f"{weights:.1f}"]
+        print(f"| {' | '.join([*row, f'{cost:.1f}', f'{cost / first:.1f}', about['license']])} |", flush=True)
 
 
 if __name__ == "__main__":
