@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.data import group_folds, load_dataset
+from pipeline.data import Dataset, group_folds, load_dataset
 from pipeline.device import resolve_device
 from pipeline.head import segment_means
 from pipeline.metrics import group_interval
@@ -94,7 +94,7 @@ def main() -> None:
         )
 
 
-def load_splits(config: Config, split: int) -> tuple:
+def load_splits(config: Config, split: int) -> tuple[Dataset, dict[str, Split]]:
     if config.backbone.view != "grid":
         raise SystemExit("backbone.view: the baselines are of the view grid, which holds the pooled layer too")
     dataset = load_dataset(dataclasses.replace(config.data, split=split))

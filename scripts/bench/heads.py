@@ -17,7 +17,7 @@ from rounds import alternate, publish, ratio
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.config import BackboneConfig, HeadConfig, SamplingConfig, TrainConfig
+from pipeline.config import HeadConfig, SamplingConfig, TrainConfig
 from pipeline.device import resolve_device
 from pipeline.fit import ClipSet, fit
 
@@ -57,7 +57,7 @@ def main() -> None:
         count = int(name.split()[0]) if name.endswith("at once") else 1
         cost = "" if name == "plain loop" else f"{count * ratio(rates['one head'], values):.1f}"
         rows.append((name, f"{statistics.median(values):.0f}", f"{ratio(values, rates['plain loop']):.1f}", cost))
-    about = f"epochs of {args.clips} clips, {BackboneConfig().model}, medians of {args.rounds} rounds"
+    about = f"epochs of {args.clips} clips, medians of {args.rounds} rounds"
     publish(rows, about, {"clips_times_heads_per_second": rates}, args.out)
 
 

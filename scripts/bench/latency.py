@@ -3,8 +3,7 @@
     python scripts/bench/latency.py --run data/runs/demo --video data/demo/videos/Grow/v_Grow_g01_c01.avi
 
 Each way is a process of its own, in alternating rounds. "What it needs anyway" imports the libraries, loads the CNN,
-starts the engine, decodes the clip and sends its frames through the CNN, one after the other, with nothing of Kinema's
-own around it.
+starts the engine, decodes the clip and sends its frames through the CNN, one after the other and in one process.
 """
 
 import argparse

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve")
 
 
@@ -21,8 +23,6 @@ def alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list
     Returns:
         Items a second of each way, round by round.
     """
-    from tqdm import tqdm
-
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in tqdm(range(rounds + 1), "rounds", disable=None):
         for name, way in ways.items():

@@ -1,6 +1,6 @@
 """Measure what a data set of UCF101's size costs on this machine by stage, and how the cost grows with the clips.
 
-    python scripts/bench/scale.py --videos data/demo/videos --out docs/scale.json
+    python scripts/bench/scale.py --videos data/demo/videos --out docs/performance/scale
 
 Links to real files, decoded anew for each, make a set with UCF101's numbers: 101 classes, 25 groups, 13,320 clips, of
 which groups 1 to 7 are the test split. Labels are arbitrary, so the accuracy means nothing. Extraction, training and
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, default=Path("data/demo/videos"), help="folder, searched at any depth")
     parser.add_argument("--clips", type=int, default=13_320)
     parser.add_argument("--work", type=Path, default=Path("data/bench"), help="folder for links, features and runs")
-    parser.add_argument("--out", type=Path, help="write this JSON file too")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
     args = parser.parse_args()
 
     files = make_links(args.videos, args.clips, args.work)
@@ -141,6 +141,7 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+# What follows imports late, so that the memory of finding entries is not that of PyTorch.
 def opened(work: Path, clips: int) -> tuple[Any, Any]:
     from pipeline.config import BackboneConfig, DataConfig, SamplingConfig
     from pipeline.data import load_dataset
