@@ -153,7 +153,7 @@ class Bundle:
         try:
             reduction = Reduction(*states["reduction"]["basis"].shape, config.head.levels)
             reduction.load_state_dict(states["reduction"])
-            shape = 2**config.head.levels - 1, 2 * reduction.basis.shape[1], len(self.classes)
+            shape = *reduction.shape, len(self.classes)
             for kind in dict.fromkeys((config.head.kind, "mean")):
                 loaded[kind] = Heads(HEADS[kind](*shape, config.head) for _ in range(config.train.heads))
                 loaded[kind].load_state_dict(states[kind])

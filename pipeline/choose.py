@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.config import Config
 from pipeline.data import group_folds
-from pipeline.fit import ClipSet, classify, fit
+from pipeline.fit import classify, fit
 from pipeline.head import HEADS, SequenceHead
+from pipeline.loading import ClipSet
 from pipeline.progress import progress
 
 CANDIDATES = {
@@ -43,14 +44,13 @@ class _Score(NamedTuple):
     right_N: np.ndarray
 
 
-def choose(config: Config, clips: ClipSet, groups: list[str], classes: int, device: torch.device) -> Choice:
+def choose(config: Config, clips: ClipSet, groups: list[str], device: torch.device) -> Choice:
     """Tries `CANDIDATES`.
 
     Args:
         config: where to start from.
         clips: those of the training split.
         groups: the group of each.
-        classes: number of classes.
         device: where to train.
 
     Raises:
@@ -62,8 +62,7 @@ def choose(config: Config, clips: ClipSet, groups: list[str], classes: int, devi
     with progress("try settings", (1 + len(values)) * config.train.epochs, "epochs") as bar:
 
         def score(config: Config) -> _Score:
-            arguments = config.head, config.train, clips, learns_FN, False, classes, device, None, ""
-            heads, _ = fit(*arguments, lambda _: bar.update())
+            heads, _ = fit(config.head, config.train, clips, learns_FN, device, lambda _: bar.update())
             held_out_by_N = learns_FN.int().argmin(0)
             logits_NC = classify(heads, clips.parts_NPK, device)[held_out_by_N, torch.arange(len(groups))]
             losses_N = cross_entropy(logits_NC, clips.labels_N, reduction="none")

@@ -19,9 +19,9 @@ from pipeline.data import Clip, load_dataset
 from pipeline.device import resolve_device
 from pipeline.fit import classify
 from pipeline.frames import read_frames
+from pipeline.loading import find_clips, load_clips
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
-from pipeline.train import find_clips, load_clips
 from pipeline.workers import Failure, run_isolated, warm_up
 
 THUMBNAILS = 64

@@ -22,6 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.head import HEADS, Heads, together
+from pipeline.loading import ClipSet
 
 # cuBLAS needs this before its first use to be deterministic (PyTorch notes on reproducibility).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -29,11 +30,12 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 Tensors = dict[str, torch.Tensor]
 
 
-class ClipSet(NamedTuple):
-    """Clips in memory: `parts_NPK` float32, their temporal pyramids, and `labels_N` int64."""
+class Checkpoint(NamedTuple):
+    """The file that is written after each epoch, and resumed from if it has the same `identity`: a digest of all that
+    the result depends on."""
 
-    parts_NPK: torch.Tensor
-    labels_N: torch.Tensor
+    path: Path
+    identity: str
 
 
 def fit(
@@ -41,12 +43,10 @@ def fit(
     config: TrainConfig,
     clips: ClipSet,
     learns_HN: torch.Tensor,
-    validate: bool,
-    classes: int,
     device: torch.device,
-    checkpoint: Path | None,
-    identity: str,
     log: Callable[[dict[str, float]], None],
+    validate: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Heads, list[dict[str, float]]]:
     """Trains H heads of one kind in one pass, each from its own clips, with the seed of `config`, that + 1000, ...
 
@@ -58,12 +58,10 @@ def fit(
         config: how they are trained.
         clips: all clips.
         learns_HN: bool, which clips each head learns from.
-        validate: whether the others are looked at after each epoch.
-        classes: number of classes.
         device: where to train.
-        checkpoint: file written after each epoch and resumed from if its identity is the same; None for none.
-        identity: digest of all that the result depends on.
         log: called with the record of each epoch.
+        validate: whether the other clips are looked at after each epoch.
+        checkpoint: what a stopped run goes on from.
 
     Returns:
         The heads after the last epoch, and the records of all epochs, means over the heads.
@@ -71,16 +69,16 @@ def fit(
     torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("high")
     seeds = [config.seed + 1000 * number for number in range(len(learns_HN))]
-    heads = Heads(_new_head(head_config, clips, classes, seed) for seed in seeds).to(device)
+    heads = Heads(_new_head(head_config, clips, seed) for seed in seeds).to(device)
     weights, _ = stack_module_state(list(heads))  # Each of shape [H, ...].
     optimizer = torch.optim.AdamW(weights.values(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    history = _resume(checkpoint, identity, weights, optimizer) if checkpoint and checkpoint.exists() else []
+    history = _resume(checkpoint, weights, optimizer) if checkpoint else []
 
     parts_NPK, labels_N = _near(clips.parts_NPK, device), clips.labels_N.to(device)
     clips_an_epoch = int(learns_HN.sum(1).min())  # For each head as many.
     batch_size = config.batch_size or min(max(clips_an_epoch // 64, 32), 512)
     steps_an_epoch = -(-clips_an_epoch // batch_size)
-    counts_HC = torch.stack([torch.bincount(clips.labels_N[learns], minlength=classes) for learns in learns_HN])
+    counts_HC = torch.stack([torch.bincount(clips.labels_N[learns], minlength=clips.classes) for learns in learns_HN])
     class_weights_HC, prior_HC = (tensor.to(device) for tensor in _balance(config.imbalance, counts_HC.clamp(min=1)))
     skeleton = copy.deepcopy(heads[0]).to("meta")
 
@@ -143,7 +141,7 @@ def fit(
             record["val_top1"] = torch.cat(hits).float().mean().item()
         history.append(record | {"seconds": time.monotonic() - began})
         if checkpoint:
-            _save(checkpoint, identity, weights, optimizer, history)
+            _save(checkpoint, weights, optimizer, history)
         log(history[-1])
     for number, head in enumerate(heads):
         head.load_state_dict({name: value[number] for name, value in weights.items()})
@@ -162,9 +160,9 @@ def _near(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor if too_large else tensor.to(device)
 
 
-def _new_head(config: HeadConfig, clips: ClipSet, classes: int, seed: int) -> nn.Module:
+def _new_head(config: HeadConfig, clips: ClipSet, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return HEADS[config.kind](*clips.parts_NPK.shape[1:], classes, config)
+    return HEADS[config.kind](*clips.parts_NPK.shape[1:], clips.classes, config)
 
 
 def _balance(imbalance: str, counts_HC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,23 +202,24 @@ def _share_of_peak(progress: float, warmup: float) -> float:
 
 
 def _save(
-    path: Path, identity: str, weights: Tensors, optimizer: torch.optim.Optimizer, history: list[dict[str, float]]
+    checkpoint: Checkpoint, weights: Tensors, optimizer: torch.optim.Optimizer, history: list[dict[str, float]]
 ) -> None:
     tensors = {f"weights.{name}": value for name, value in weights.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    with moved_into_place(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {"identity": identity, "history": json.dumps(history)})
+    about = {"identity": checkpoint.identity, "history": json.dumps(history)}
+    with moved_into_place(checkpoint.path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, about)
 
 
-def _resume(path: Path, identity: str, weights: Tensors, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-    """Loads a checkpoint into weights and optimizer and returns its history; if it is damaged, or of another config or
-    other data, nothing."""
+def _resume(checkpoint: Checkpoint, weights: Tensors, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """Loads a checkpoint into weights and optimizer and returns its history; if there is none, or it is damaged, or of
+    another config or other data, nothing."""
     try:
-        file = safetensors.safe_open(path, framework="pt")
-    except safetensors.SafetensorError:
+        file = safetensors.safe_open(checkpoint.path, framework="pt")
+    except (FileNotFoundError, safetensors.SafetensorError):
         return []
-    if file.metadata()["identity"] != identity:
+    if file.metadata()["identity"] != checkpoint.identity:
         return []
     state: dict[int, Tensors] = {}
     for name in file.keys():  # noqa: SIM118  (no dict)

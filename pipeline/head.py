@@ -51,6 +51,11 @@ class Reduction(nn.Module):
         reduction.change_scale = (changes_FK - reduction.usual_change).std(correction=0).clamp(min=1e-6)
         return reduction
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape [P,2K] of a clip's pyramid."""
+        return 2**self.levels - 1, 2 * self.basis.shape[1]
+
     def of_frames(self, features_NTD: torch.Tensor) -> torch.Tensor:
         """Returns float32 [N,T,2K]: the components, and the sizes of their changes since the frame before."""
         components_NTK = (self.norm(features_NTD.float()) - self.centre) @ self.basis

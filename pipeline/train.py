@@ -7,22 +7,21 @@ import dataclasses
 import hashlib
 import random
 import time
-from collections import Counter
 
 import torch
-from torch import nn
 
 from pipeline.bundle import Bundle
 from pipeline.choose import choose, with_settings
 from pipeline.config import Config
-from pipeline.data import Clip, Dataset, load_dataset
+from pipeline.data import Clip, load_dataset
 from pipeline.device import resolve_device
-from pipeline.errors import ConfigError, KinemaError
-from pipeline.fit import ClipSet, fit
+from pipeline.errors import ConfigError
+from pipeline.fit import Checkpoint, fit
 from pipeline.head import Heads, Reduction
+from pipeline.loading import find_clips, load_clips, read_features
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
-from pipeline.store import ClipFeatures, FeatureStore, Header
+from pipeline.store import FeatureStore, Header
 from pipeline.tracking import Tracker
 
 PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
@@ -80,9 +79,8 @@ def train(config: Config, run: str) -> None:
     if config.train.auto:
         choice = bundle.choice(identity)
         if not choice:
-            of_train = ClipSet(clips.parts_NPK[is_train_N], clips.labels_N[is_train_N])
-            groups = [clip.group for clip in found["train"]]
-            choice = choose(config, of_train, groups, len(dataset.classes), device)
+            of_train = clips._replace(parts_NPK=clips.parts_NPK[is_train_N], labels_N=clips.labels_N[is_train_N])
+            choice = choose(config, of_train, [clip.group for clip in found["train"]], device)
             bundle.keep_choice(identity, config, choice)
         print("tried on groups of the training split, held out in turn:", *choice.tried, sep="\n  ")
         config = with_settings(config, choice.chosen)
@@ -105,12 +103,10 @@ def train(config: Config, run: str) -> None:
                 config.train,
                 clips,
                 learns_N.expand(config.train.heads, -1),
-                not learns_N.all(),
-                len(dataset.classes),
                 device,
-                bundle.folder / f"checkpoint-{name}.safetensors",
-                digest.hexdigest(),
                 log,
+                validate=not learns_N.all(),
+                checkpoint=Checkpoint(bundle.folder / f"checkpoint-{name}.safetensors", digest.hexdigest()),
             )
 
     for kind in dict.fromkeys((config.head.kind, "mean")):
@@ -131,85 +127,3 @@ def train(config: Config, run: str) -> None:
         (bundle.folder / f"checkpoint-{name}.safetensors").unlink()
     tracker.finish()
     print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
-
-
-def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
-    """Finds the clips of a split that have features.
-
-    Clips in the failure ledger are left out and counted by class on the terminal, as partial ones are.
-
-    Args:
-        store: where the features are.
-        dataset: all clips.
-        split: which of them.
-        max_missing: share of the split that may be missing.
-
-    Raises:
-        KinemaError: features were never computed, or are of another state of the file; or too many clips could not be
-            read.
-    """
-    headers = {clip: store.find(clip) for clip in dataset.of(split)}
-    unreadable = store.failures()
-    if never := [clip for clip, header in headers.items() if not header and clip.id not in unreadable]:
-        raise _without_features(store, never)
-    found = {clip: header for clip, header in headers.items() if header}
-    if len(found) < len(headers):
-        missing = Counter(clip.label for clip in headers if clip not in found)
-        by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
-        told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
-        if missing.total() > max_missing * len(headers):
-            raise KinemaError(
-                f"{told}, more than --max-missing {max_missing:g} allows; kinema failures CONFIG tells the reasons"
-            )
-        print(f"{told}, see {store.ledger}")
-    partial = sum(header.frames < header.planned for header in found.values())
-    if partial:
-        print(f"{split}: {partial} of {len(headers)} clips are partial: damage left fewer frames than planned")
-    if not found:
-        raise KinemaError(f"the {split} split has no clips with features")
-    return found
-
-
-def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction) -> ClipSet:
-    """Reads the features of clips that `find_clips` has found, and keeps in memory what the heads see of them.
-
-    Raises:
-        KinemaError: some are damaged.
-    """
-    parts: list[torch.Tensor] = []
-    damaged: list[Clip] = []
-    with progress("load features", len(clips), "clips") as bar:
-        for first in range(0, len(clips), 256):
-            some = clips[first : first + 256]
-            entries = [store.read(clip) for clip in some]
-            damaged += [clip for clip, entry in zip(some, entries, strict=True) if not entry]
-            if not damaged:
-                parts.append(reduction(*_padded(entries)))
-            bar.update(len(some))
-    if damaged:
-        raise _without_features(store, damaged)
-    return ClipSet(torch.cat(parts), torch.tensor([classes.index(clip.label) for clip in clips]))
-
-
-def read_features(store: FeatureStore, clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns features float16 [N,T,D], padded, and their true lengths int64 [N].
-
-    Raises:
-        KinemaError: some are damaged.
-    """
-    entries = [store.read(clip) for clip in clips]
-    if damaged := [clip for clip, entry in zip(clips, entries, strict=True) if not entry]:
-        raise _without_features(store, damaged)
-    return _padded(entries)
-
-
-def _padded(entries: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
-    features = [torch.from_numpy(entry.features) for entry in entries]
-    return nn.utils.rnn.pad_sequence(features, batch_first=True), torch.tensor([len(values) for values in features])
-
-
-def _without_features(store: FeatureStore, clips: list[Clip]) -> KinemaError:
-    return KinemaError(
-        f"{len(clips)} {clips[0].split} clips have no valid features in {store.folder} (first: {clips[0].id}); "
-        "run kinema extract with the same config"
-    )

@@ -30,11 +30,11 @@ from pipeline.config import Config
 from pipeline.data import Dataset, group_folds, load_dataset
 from pipeline.device import resolve_device
 from pipeline.head import segment_means
+from pipeline.loading import find_clips, read_features
 from pipeline.metrics import group_interval
 from pipeline.progress import progress
 from pipeline.settings import build
 from pipeline.store import FeatureStore
-from pipeline.train import find_clips, read_features
 from pipeline.views import SIZE
 
 EPOCHS, PATIENCE = 60, 10

@@ -5,7 +5,7 @@ import torch
 from pipeline.choose import _difference, choose, with_settings
 from pipeline.config import Config, HeadConfig, TrainConfig
 from pipeline.data import group_folds
-from pipeline.fit import ClipSet
+from pipeline.loading import ClipSet
 
 GROUPS = [f"g{number // 3}" for number in range(48)]
 
@@ -13,11 +13,11 @@ GROUPS = [f"g{number // 3}" for number in range(48)]
 def make_clips():
     torch.manual_seed(0)
     labels = torch.arange(48) % 3
-    return ClipSet(torch.randn(48, 3, 8) + torch.nn.functional.one_hot(labels, 8)[:, None] * 2, labels)
+    return ClipSet(torch.randn(48, 3, 8) + torch.nn.functional.one_hot(labels, 8)[:, None] * 2, labels, 3)
 
 
 def chosen(config, clips=None):
-    return choose(config, clips or make_clips(), GROUPS, 3, torch.device("cpu"))
+    return choose(config, clips or make_clips(), GROUPS, torch.device("cpu"))
 
 
 def test_no_fold_learns_from_a_group_that_it_is_tried_on():

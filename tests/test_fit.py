@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.fit import ClipSet, fit
+from pipeline.fit import Checkpoint, fit
 from pipeline.head import HEADS
+from pipeline.loading import ClipSet
 
 CPU = torch.device("cpu")
 
 
 def train(kind, config, clips, learns, checkpoint=None, **settings):
     head_config = HeadConfig(kind=kind, hidden=16, **settings)
-    validate = not learns.all()
-    return fit(head_config, config, clips, learns, validate, 3, CPU, checkpoint, "", lambda record: None)
+    return fit(head_config, config, clips, learns, CPU, lambda record: None, not learns.all(), checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def train(kind, config, clips, learns, checkpoint=None, **settings):
 )
 def test_uneven_classes(imbalance, expected):
     """From features that tell nothing, only the plain loss learns that three of four clips are of class 0."""
-    clips = ClipSet(torch.zeros(40, 1, 4), (torch.arange(40) >= 30).long())
+    clips = ClipSet(torch.zeros(40, 1, 4), (torch.arange(40) >= 30).long(), 3)
     config = TrainConfig(epochs=100, learning_rate=0.05, label_smoothing=0, weight_decay=0, imbalance=imbalance)
     heads, _ = train("mean", config, clips, torch.ones(1, 40, dtype=torch.bool))
     assert heads(clips.parts_NPK)[0, 0, :2].softmax(0)[0].item() == pytest.approx(expected, abs=0.04)
@@ -30,7 +30,7 @@ def test_uneven_classes(imbalance, expected):
 @pytest.mark.parametrize("kind", HEADS)
 def test_heads_side_by_side_are_those_trained_alone(kind):
     torch.manual_seed(0)
-    clips = ClipSet(torch.randn(40, 7, 12), torch.randint(0, 3, (40,)))
+    clips = ClipSet(torch.randn(40, 7, 12), torch.randint(0, 3, (40,)), 3)
     learns = torch.stack([torch.randperm(40) < 27 for _ in range(4)])
     config = TrainConfig(epochs=5, batch_size=8, clip_grad=0.5, imbalance="weights")
     together, history = train(kind, config, clips, learns, dropout=0)
@@ -48,7 +48,7 @@ def test_each_head_learns_from_its_own_clips_alone():
     """From labels that contradict each other."""
     torch.manual_seed(0)
     parts, labels = torch.randn(30, 7, 12).repeat(2, 1, 1), torch.randint(0, 3, (30,))
-    clips = ClipSet(parts, torch.cat([labels, (labels + 1) % 3]))
+    clips = ClipSet(parts, torch.cat([labels, (labels + 1) % 3]), 3)
     learns = torch.stack([torch.arange(60) < 30, torch.arange(60) >= 25])  # One has more than the other.
     heads, _ = train("pyramid", TrainConfig(epochs=100, learning_rate=1e-2), clips, learns)
     first, second = heads(parts[:25]).argmax(2)
@@ -59,8 +59,8 @@ def test_each_head_learns_from_its_own_clips_alone():
 @pytest.mark.parametrize("kind", ["bilstm", "convolution"])
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path, kind):
     torch.manual_seed(0)
-    clips, learns = ClipSet(torch.randn(20, 7, 12), torch.randint(0, 3, (20,))), torch.ones(2, 20, dtype=torch.bool)
-    config, file = TrainConfig(epochs=6, batch_size=8), tmp_path / "checkpoint.safetensors"
+    clips, learns = ClipSet(torch.randn(20, 7, 12), torch.randint(0, 3, (20,)), 3), torch.ones(2, 20, dtype=torch.bool)
+    config, file = TrainConfig(epochs=6, batch_size=8), Checkpoint(tmp_path / "checkpoint.safetensors", "")
     whole, expected = train(kind, config, clips, learns)
 
     class Stop(Exception):
@@ -71,7 +71,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path, kind):
             raise Stop
 
     with pytest.raises(Stop):
-        fit(HeadConfig(kind=kind, hidden=16), config, clips, learns, False, 3, CPU, file, "", stop)
+        fit(HeadConfig(kind=kind, hidden=16), config, clips, learns, CPU, stop, checkpoint=file)
     resumed, history = train(kind, config, clips, learns, file)
     assert [record["loss"] for record in history] == [record["loss"] for record in expected]
     for name, value in whole.state_dict().items():
@@ -80,8 +80,8 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path, kind):
 
 def test_a_damaged_checkpoint_is_begun_anew(tmp_path):
     torch.manual_seed(0)
-    clips, learns = ClipSet(torch.randn(20, 7, 12), torch.randint(0, 3, (20,))), torch.ones(1, 20, dtype=torch.bool)
-    file = tmp_path / "checkpoint.safetensors"
-    file.write_bytes(b"half of a fi")
+    clips, learns = ClipSet(torch.randn(20, 7, 12), torch.randint(0, 3, (20,)), 3), torch.ones(1, 20, dtype=torch.bool)
+    file = Checkpoint(tmp_path / "checkpoint.safetensors", "")
+    file.path.write_bytes(b"half of a fi")
     _, history = train("mean", TrainConfig(epochs=2), clips, learns, file)
     assert len(history) == 2

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import HeadConfig, SamplingConfig, TrainConfig
 from pipeline.device import resolve_device
-from pipeline.fit import ClipSet, fit
+from pipeline.fit import fit
+from pipeline.loading import ClipSet
 
 CLASSES, POOLED = 101, 1280
 WORKERS = 2
@@ -37,11 +38,11 @@ def main() -> None:
     torch.manual_seed(0)
     head = HeadConfig()
     labels_N = torch.randint(0, CLASSES, (args.clips,))
-    clips = ClipSet(torch.randn(args.clips, 2**head.levels - 1, 2 * head.components), labels_N)
+    clips = ClipSet(torch.randn(args.clips, 2**head.levels - 1, 2 * head.components), labels_N, CLASSES)
 
     def side_by_side(heads: int) -> int:
         learns_HN = torch.ones(heads, args.clips, dtype=torch.bool)
-        fit(head, TrainConfig(epochs=1), clips, learns_HN, False, CLASSES, device, None, "", lambda _: None)
+        fit(head, TrainConfig(epochs=1), clips, learns_HN, device, lambda _: None)
         return heads * args.clips
 
     with tempfile.TemporaryDirectory(prefix="kinema-bench-") as folder:

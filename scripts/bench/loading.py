@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from pipeline.config import SamplingConfig
 from pipeline.data import Clip, Source
+from pipeline.loading import read_features
 from pipeline.store import ClipFeatures, FeatureStore, entry_path
-from pipeline.train import read_features
 
 WIDTH = 5120
 

@@ -174,14 +174,14 @@ def train_an_epoch(work: Path, clips: int) -> float:
     learns = torch.ones(1, clips, dtype=torch.bool)
     config = TrainConfig(epochs=4)
     device = resolve_device("auto")
-    _, history = fit(HeadConfig(), config, loaded, learns, False, CLASSES, device, None, "", lambda _: None)
+    _, history = fit(HeadConfig(), config, loaded, learns, device, lambda _: None)
     return min(record["seconds"] for record in history[1:])
 
 
 def _loaded(work: Path, clips: int) -> tuple[float, Any]:
     from pipeline.config import HeadConfig
     from pipeline.head import Reduction
-    from pipeline.train import load_clips, read_features
+    from pipeline.loading import load_clips, read_features
 
     store, some = opened(work, clips)
     head = HeadConfig()

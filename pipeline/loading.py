@@ -1,0 +1,108 @@
+"""Stored features -> clips in memory, as the heads see them."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from pipeline.data import Clip, Dataset
+from pipeline.errors import KinemaError
+from pipeline.head import Reduction
+from pipeline.progress import progress
+from pipeline.store import ClipFeatures, FeatureStore, Header
+
+
+class ClipSet(NamedTuple):
+    """Clips in memory: `parts_NPK` float32, their temporal pyramids, `labels_N` int64, and the number of classes."""
+
+    parts_NPK: torch.Tensor
+    labels_N: torch.Tensor
+    classes: int
+
+
+def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
+    """Finds the clips of a split that have features.
+
+    Clips in the failure ledger are left out and counted by class on the terminal, as partial ones are.
+
+    Args:
+        store: where the features are.
+        dataset: all clips.
+        split: which of them.
+        max_missing: share of the split that may be missing.
+
+    Raises:
+        KinemaError: features were never computed, or are of another state of the file; or too many clips could not be
+            read.
+    """
+    headers = {clip: store.find(clip) for clip in dataset.of(split)}
+    unreadable = store.failures()
+    if never := [clip for clip, header in headers.items() if not header and clip.id not in unreadable]:
+        raise _without_features(store, never)
+    found = {clip: header for clip, header in headers.items() if header}
+    if len(found) < len(headers):
+        missing = Counter(clip.label for clip in headers if clip not in found)
+        by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
+        told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
+        if missing.total() > max_missing * len(headers):
+            raise KinemaError(
+                f"{told}, more than --max-missing {max_missing:g} allows; kinema failures CONFIG tells the reasons"
+            )
+        print(f"{told}, see {store.ledger}")
+    partial = sum(header.frames < header.planned for header in found.values())
+    if partial:
+        print(f"{split}: {partial} of {len(headers)} clips are partial: damage left fewer frames than planned")
+    if not found:
+        raise KinemaError(f"the {split} split has no clips with features")
+    return found
+
+
+def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction) -> ClipSet:
+    """Reads the features of clips that `find_clips` has found, and keeps in memory what the heads see of them.
+
+    Raises:
+        KinemaError: some are damaged.
+    """
+    parts_NPK = torch.empty(len(clips), *reduction.shape)
+    entries = _read(store, clips)
+    with progress("load features", len(clips), "clips") as bar:
+        while some := list(itertools.islice(entries, 256)):
+            parts_NPK[bar.n : bar.n + len(some)] = reduction(*_padded(some))
+            bar.update(len(some))
+    return ClipSet(parts_NPK, torch.tensor([classes.index(clip.label) for clip in clips]), len(classes))
+
+
+def read_features(store: FeatureStore, clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns features float16 [N,T,D], padded, and their true lengths int64 [N].
+
+    Raises:
+        KinemaError: some are damaged.
+    """
+    return _padded(list(_read(store, clips)))
+
+
+def _read(store: FeatureStore, clips: list[Clip]) -> Iterator[ClipFeatures]:
+    """Yields all entries that are whole, and only then says which are not."""
+    damaged = []
+    for clip in clips:
+        if entry := store.read(clip):
+            yield entry
+        else:
+            damaged.append(clip)
+    if damaged:
+        raise _without_features(store, damaged)
+
+
+def _padded(entries: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
+    features = [torch.from_numpy(entry.features) for entry in entries]
+    return nn.utils.rnn.pad_sequence(features, batch_first=True), torch.tensor([len(values) for values in features])
+
+
+def _without_features(store: FeatureStore, clips: list[Clip]) -> KinemaError:
+    return KinemaError(
+        f"{len(clips)} {clips[0].split} clips have no valid features in {store.folder} (first: {clips[0].id}); "
+        "run kinema extract with the same config"
+    )
