@@ -40,7 +40,7 @@ class Backbone:
     """A frozen CNN ready to run.
 
     Attributes:
-        transform: timm's evaluation resize and crop, uint8 [T,3,H,W] -> uint8 [T,3,H',W'] tensors.
+        transform: timm's evaluation resize, and crop if it is asked for, uint8 [T,3,H,W] -> uint8 [T,3,H',W'] tensors.
         description: everything that decides the numbers, as JSON values.
         weights_file: where the weights are from, if a local file was asked for.
         batch: frames that are worth waiting for before a call.
@@ -60,12 +60,15 @@ class Backbone:
         """
         model = _load(config, checkpoint)
         data = timm.data.resolve_model_data_config(model)
+        if config.crop == "none":
+            data |= {"crop_mode": "squash", "crop_pct": 1.0}
         self.transform = resize_and_crop(data)
         self.state = model.state_dict()
         self.description = {
             "model": config.model,
             "weights_sha256": _digest(self.state),
             "transform": {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()},
+            "crop": config.crop,
             "precision": config.precision,
             "view": config.view,
         }

@@ -66,6 +66,9 @@ class BackboneConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the CNN; auto takes the fastest whose features agree with fp32 to a cosine of 0.999: fp16 on a GPU,
     bf16 in the deeper layers on a CPU that is built for it, else fp32."""
+    crop: Literal["none", "timm"] = "none"
+    """What of each frame the CNN sees; none: all of it, squeezed to the shape of its input, for actions happen
+    anywhere; timm: what timm's evaluation of the model cuts out, as a rule the middle, 43 % of a frame of 16:9."""
     view: Literal["pooled", "grid"] = "grid"
     """What is kept of each frame; pooled: the last layer averaged over the picture; grid: beside it the last three
     stages on a grid of 4x4 cells, four times the size, which knows where things are."""

@@ -115,13 +115,13 @@ class FeatureStore:
         Raises:
             KinemaError: there has been none.
         """
-        wanted = backbone.model, backbone.precision, backbone.view, _absolute(backbone.weights), sampling.frames
+        names = "model", "precision", "crop", "view"
+        wanted = [*(getattr(backbone, name) for name in names), _absolute(backbone.weights), sampling.frames]
         found = []
         for manifest in root.glob("*/manifest.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):  # Damaged: the next extraction writes it anew.
                 about = json.loads(manifest.read_text())
-                of = about["backbone"]
-                has = of["model"], of["precision"], of["view"], about["weights_file"], about["sampling"]["frames"]
+                has = [*(about["backbone"][name] for name in names), about["weights_file"], about["sampling"]["frames"]]
                 if has == wanted:
                     found.append((manifest.stat().st_mtime_ns, manifest.parent))
         if not found:

@@ -23,9 +23,9 @@ from pipeline.store import DamagedEntry, decode_entry, encode_entry, entry_path,
 def list_store(root: Path) -> None:
     """Prints a line for each setting that the store has features of."""
     folders = _settings(root)
-    print(
-        "fingerprint       model                     view    frames  precision   clips  unread      size  last written"
-    )
+    row = "{:16}  {:24}  {:4}  {:6}  {:>6}  {:9}  {:>6}  {:>6}  {:>9}  {}".format
+    headings = "fingerprint", "model", "crop", "view", "frames", "precision", "clips", "unread", "size", "last written"
+    print(row(*headings))
     for folder in folders:
         try:
             setting = json.loads((folder / "manifest.json").read_text())
@@ -37,12 +37,10 @@ def list_store(root: Path) -> None:
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
         backbone = setting["backbone"]
         unread = sum(not entry_path(folder, clip_id).exists() for clip_id in read_ledger(folder))
-        print(
-            f"{folder.name}  {backbone['model']:24}  {backbone['view']:6}  {setting['sampling']['frames']:6}  "
-            f"{backbone['precision']:9} "
-            f"{len(files):7} {unread:7} {size / 1e6:6.1f} MB  "
-            f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(newest))}"
-        )
+        of = (backbone.get(name, "") for name in ("model", "crop", "view"))
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
+        counts = backbone["precision"], len(files), unread, f"{size / 1e6:.1f} MB"
+        print(row(folder.name, *of, setting["sampling"]["frames"], *counts, written))
 
 
 def verify_store(root: Path, deep: bool, mend: bool) -> None:

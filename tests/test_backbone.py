@@ -32,11 +32,14 @@ def transformed(backbone, frames):
     return np.concatenate([backbone.transform(batch).numpy() for batch in batches])
 
 
-def reference_features(backbone, name, frames):
-    """The plain way: timm's model in fp32, timm's evaluation transform to a normalised tensor."""
+def reference_features(backbone, name, frames, crop="none"):
+    """The plain way: timm's model in fp32, timm's transform to a normalised tensor."""
     model = timm.create_model(name, num_classes=0).eval()
     model.load_state_dict({key: value.cpu() for key, value in backbone.state.items()})
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    data = timm.data.resolve_model_data_config(model)
+    if crop == "none":
+        data |= {"crop_mode": "squash", "crop_pct": 1}
+    transform = timm.data.create_transform(**data, is_training=False)
     with torch.inference_mode():
         return model(torch.stack([transform(Image.fromarray(frame)) for frame in frames])).numpy()
 
@@ -78,6 +81,17 @@ def test_features_are_those_of_timm(engine, precision):
     features = backbone(transformed(backbone, frames))
     assert features.dtype == np.float16 and features.shape == (4, 4 * 1280)
     assert cosines(features[:, :1280], reference_features(backbone, "tf_efficientnet_lite0", frames)).min() >= 0.999
+
+
+def test_the_crop_is_that_of_timm():
+    frames = pictures()
+    features = {}
+    for crop in ("none", "timm"):
+        backbone = Backbone(BackboneConfig(engine="torch", precision="fp32", view="pooled", crop=crop), CPU)
+        features[crop] = backbone(transformed(backbone, frames))
+        expected = reference_features(backbone, "tf_efficientnet_lite0", frames, crop)
+        assert cosines(features[crop], expected).min() >= 0.999
+    assert cosines(*features.values()).max() < 0.99
 
 
 def test_the_grid_is_made_of_the_stages():
@@ -146,7 +160,7 @@ def test_features_do_not_depend_on_the_batch():
 
 def test_the_weights_are_of_imagenet():
     """Golden numbers: the embedded weights on a fixed picture, so that another file or order of tensors is noticed."""
-    backbone = Backbone(BackboneConfig(precision="fp32", view="pooled"), CPU)
+    backbone = Backbone(BackboneConfig(precision="fp32", view="pooled", crop="timm"), CPU)
     features = backbone(transformed(backbone, pictures()[:1]))[0].astype(np.float32)
     assert backbone.description["weights_sha256"].startswith("653246f58bc51a83")
     strongest = np.argsort(-features)[:5]

@@ -144,7 +144,8 @@ def test_the_last_extraction_with_the_same_settings_is_found_without_the_cnn(tmp
     assert found() == store.folder
     (store.folder / "manifest.json").write_text("{")
     assert found() == newer.folder
-    others = [{"backbone": BackboneConfig(view="pooled")}, {"sampling": SamplingConfig(frames=17)}]
+    others = [{"backbone": BackboneConfig(view="pooled")}, {"backbone": BackboneConfig(crop="timm")}]
+    others += [{"sampling": SamplingConfig(frames=17)}]
     others += [{"backbone": BackboneConfig(weights=tmp_path / "other.pth")}, {"root": tmp_path / "none"}]
     for other in others:
         with pytest.raises(KinemaError, match="no features with these settings; run kinema extract"):
