@@ -1,6 +1,7 @@
 """Stored features -> clips in memory, as the heads see them."""
 
 import itertools
+import random
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,11 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from pipeline.config import Config
 from pipeline.data import Clip, Dataset
 from pipeline.errors import KinemaError
 from pipeline.head import Reduction
 from pipeline.progress import progress
 from pipeline.store import ClipFeatures, FeatureStore, Header
+
+FRAMES_TO_REDUCE = 20_000
+"""Frames, of training clips drawn at random, that the reduction is computed from: more do not change it visibly."""
 
 
 class ClipSet(NamedTuple):
@@ -58,6 +63,28 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
     if not found:
         raise KinemaError(f"the {split} split has no clips with features")
     return found
+
+
+def load_reduced(
+    config: Config, store: FeatureStore, clips: list[Clip], classes: list[str], learns_N: torch.Tensor
+) -> tuple[Reduction, ClipSet]:
+    """Loads clips as a reduction shows them that is computed from those alone that heads will learn from.
+
+    Args:
+        config: of how many frames the features are, and what the head sees of them.
+        store: where they are.
+        clips: all clips.
+        classes: their names in the order of the labels.
+        learns_N: bool, which are learned from.
+
+    Raises:
+        KinemaError: some features are damaged.
+    """
+    learned = [clip for clip, learns in zip(clips, learns_N.tolist(), strict=True) if learns]
+    number = max(1, FRAMES_TO_REDUCE // config.sampling.frames)
+    sample = random.Random(0).sample(learned, min(number, len(learned)))
+    reduction = Reduction.of(*read_features(store, sample), config.head.components, config.head.levels)
+    return reduction, load_clips(store, clips, classes, reduction)
 
 
 def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction) -> ClipSet:

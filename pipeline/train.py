@@ -5,10 +5,10 @@ kinema train --config configs/ucf101.yaml --run ucf101
 
 import dataclasses
 import hashlib
-import random
 import time
 
 import torch
+from tqdm import tqdm
 
 from pipeline.bundle import Bundle
 from pipeline.choose import choose, with_settings
@@ -17,8 +17,8 @@ from pipeline.data import Clip, load_dataset
 from pipeline.device import resolve_device
 from pipeline.errors import ConfigError
 from pipeline.fit import Checkpoint, fit
-from pipeline.head import Heads, Reduction
-from pipeline.loading import find_clips, load_clips, read_features
+from pipeline.head import Heads
+from pipeline.loading import ClipSet, find_clips, load_reduced
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
 from pipeline.store import FeatureStore, Header
@@ -26,9 +26,6 @@ from pipeline.tracking import Tracker
 
 PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
 """Settings that do not change what a run learns."""
-
-FRAMES_TO_REDUCE = 20_000
-"""Frames, of training clips drawn at random, that the reduction is computed from: more do not change it visibly."""
 
 
 def train(config: Config, run: str) -> None:
@@ -46,7 +43,6 @@ def train(config: Config, run: str) -> None:
                 f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
                 "give this one another name with --run, or delete that folder"
             )
-    began = time.monotonic()
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
@@ -68,14 +64,11 @@ def train(config: Config, run: str) -> None:
             "give this run another name with --run, or delete that folder"
         )
 
-    number = max(1, FRAMES_TO_REDUCE // config.sampling.frames)
-    sample = random.Random(0).sample(list(found["train"]), min(number, len(found["train"])))
-    reduction = Reduction.of(*read_features(store, sample), config.head.components, config.head.levels)
     learned_from = [*found["train"], *found["val"]]
-    clips = load_clips(store, learned_from, dataset.classes, reduction)
     is_train_N = torch.tensor([clip.split == "train" for clip in learned_from])
-    loading = time.monotonic() - began
-    digest.update(clips.parts_NPK.numpy())  # Checkpoints hold for these very numbers: other threads may change them.
+    began = time.monotonic()
+    reduction, clips = load_reduced(config, store, learned_from, dataset.classes, is_train_N)
+    seconds = {"load features": time.monotonic() - began}
     if config.train.auto:
         choice = bundle.choice(identity)
         if not choice:
@@ -89,40 +82,42 @@ def train(config: Config, run: str) -> None:
     heads: dict[str, Heads] = {}
     history: dict[str, list[dict[str, float]]] = {}
 
-    def fit_once(kind: str, name: str, learns_N: torch.Tensor) -> None:
-        with progress(f"train {name}", config.train.epochs, "epochs") as bar:
+    def fit_all(clips: ClipSet, learns_N: torch.Tensor, suffix: str) -> None:
+        checked = digest.copy()
+        checked.update(clips.parts_NPK.numpy())  # Other threads may change these numbers, and then nothing is resumed.
+        for kind in dict.fromkeys((config.head.kind, "mean")):
+            name = kind + suffix
+            with progress(f"train {name}", config.train.epochs, "epochs") as bar:
 
-            def log(record: dict[str, float]) -> None:
-                shown = ("loss", "val_loss", "val_top1")
-                bar.set_postfix_str(", ".join(f"{key} {record[key]:.3f}" for key in shown if key in record), False)
-                bar.update(record["epoch"] - bar.n)
-                tracker.log({f"{name}/{key}": value for key, value in record.items()})
+                def log(record: dict[str, float], name: str = name, bar: tqdm = bar) -> None:
+                    shown = ("loss", "val_loss", "val_top1")
+                    bar.set_postfix_str(", ".join(f"{key} {record[key]:.3f}" for key in shown if key in record), False)
+                    bar.update(record["epoch"] - bar.n)
+                    tracker.log({f"{name}/{key}": value for key, value in record.items()})
 
-            heads[kind], history[name] = fit(
-                dataclasses.replace(config.head, kind=kind),
-                config.train,
-                clips,
-                learns_N.expand(config.train.heads, -1),
-                device,
-                log,
-                validate=not learns_N.all(),
-                checkpoint=Checkpoint(bundle.folder / f"checkpoint-{name}.safetensors", digest.hexdigest()),
-            )
+                heads[kind], history[name] = fit(
+                    dataclasses.replace(config.head, kind=kind),
+                    config.train,
+                    clips,
+                    learns_N.expand(config.train.heads, -1),
+                    device,
+                    log,
+                    validate=not learns_N.all(),
+                    checkpoint=Checkpoint(bundle.folder / f"checkpoint-{name}.safetensors", checked.hexdigest()),
+                )
 
-    for kind in dict.fromkeys((config.head.kind, "mean")):
-        fit_once(kind, kind, is_train_N)
-        records = history[kind]
+    fit_all(clips, is_train_N, "")
+    for kind, records in history.items():
         best = min(records, key=lambda record: record["val_loss"])
-        told = (
-            f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}; its loss was lowest after epoch {best['epoch']}"
-        )
-        if config.train.refit:
-            fit_once(kind, f"{kind}-refit", torch.ones_like(is_train_N))
-            told += "; trained anew on all training clips"
-        print(told)
+        print(f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}, loss lowest after epoch {best['epoch']}")
+    if config.train.refit:
+        all_N = torch.ones_like(is_train_N)
+        reduction, clips = load_reduced(config, store, learned_from, dataset.classes, all_N)
+        fit_all(clips, all_N, "-refit")
+        print("trained anew on all training clips, those of validation among them")
     bundle.finish(reduction, heads, history, identity, store.fingerprint)
-    spent = {name: sum(record["seconds"] for record in records) for name, records in history.items()}
-    tracker.summary({f"seconds/{name}": value for name, value in {"load features": loading, **spent}.items()})
+    seconds |= {name: sum(record["seconds"] for record in records) for name, records in history.items()}
+    tracker.summary({f"seconds/{name}": value for name, value in seconds.items()})
     for name in history:
         (bundle.folder / f"checkpoint-{name}.safetensors").unlink()
     tracker.finish()
