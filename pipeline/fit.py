@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.head import HEADS, Heads, together
+from pipeline.head import HEADS, Heads
 from pipeline.loading import ClipSet
 
 # cuBLAS needs this before its first use to be deterministic (PyTorch notes on reproducibility).
@@ -98,7 +98,7 @@ def fit(
         )
 
     def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:
-        return together(functional_call(skeleton, weights, (parts_BPK,)))
+        return functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1).mean(0)
 
     for epoch in range(len(history), config.epochs):
         began = time.monotonic()
@@ -144,8 +144,39 @@ def fit(
             _save(checkpoint, weights, optimizer, history)
         log(history[-1])
     for number, head in enumerate(heads):
-        head.load_state_dict({name: value[number] for name, value in weights.items()})
+        head.load_state_dict({name: value[number] for name, value in weights.items()}, strict=False)
     return heads.eval(), history
+
+
+def tune_loudness(heads: Heads, clips: ClipSet) -> torch.Tensor:
+    """Finds how loud each path of the heads should be, from clips that they have not learned from.
+
+    A path that is sure of itself need not be right: what fits the clips that it has learned from may be bold on others,
+    or timid. So each gets a temperature (Guo et al., ICML 2017), found by the likelihood, with a normal prior on how
+    its logarithm differs from equal shares, which few clips cannot overcome. All heads count as one.
+
+    Args:
+        heads: of one kind, on the CPU.
+        clips: which they have not learned from.
+
+    Returns:
+        [paths].
+    """
+    with torch.no_grad():
+        logs = torch.cat([head(clips.parts_NPK).log_softmax(-1) for head in heads], 1)  # [paths,heads*N,C]
+    labels = clips.labels_N.repeat(len(heads))
+    change = torch.zeros(len(logs), requires_grad=True)
+    optimizer = torch.optim.LBFGS([change], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = (logs * (heads[0].loudness * change.exp())[:, None, None]).sum(0)
+        loss = nn.functional.cross_entropy(logits, labels) + change.square().sum() / 2 / len(clips.labels_N)
+        loss.backward()
+        return loss
+
+    optimizer.step(loss)
+    return heads[0].loudness * change.detach().exp()
 
 
 @torch.inference_mode()

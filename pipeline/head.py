@@ -32,10 +32,12 @@ class Reduction(nn.Module):
 
     @classmethod
     def of(cls, features_NTD: torch.Tensor, lengths_N: torch.Tensor, components: int, levels: int) -> "Reduction":
-        """Computes it for at most so many components; frames from `lengths_N` on are padding."""
+        """Computes it for at most so many components, but no more than there are clips, since the frames of a clip are
+        much alike: beyond that, components tell the clips apart that it was computed from, and nothing else. Frames
+        from `lengths_N` on are padding."""
         is_frame_NT = torch.arange(features_NTD.shape[1]) < lengths_N[:, None]
         frames_FD = features_NTD[is_frame_NT].float()
-        reduction = cls(frames_FD.shape[1], min(components, *frames_FD.shape), levels)
+        reduction = cls(frames_FD.shape[1], min(components, len(features_NTD), *frames_FD.shape), levels)
         normed_FD = reduction.norm(frames_FD)
         reduction.centre = normed_FD.mean(0)
         with torch.random.fork_rng(devices=[]):
@@ -70,7 +72,21 @@ class Reduction(nn.Module):
 
 
 class Head(nn.Module):
-    """One or more paths from a temporal pyramid to classes, which learn apart and answer together."""
+    """One or more paths from a temporal pyramid to classes, which learn apart and answer together.
+
+    Attributes:
+        loudness: how much each path has to say, [paths]; equal shares until `fit.tune_loudness` has listened to them.
+    """
+
+    paths = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("loudness", torch.full((self.paths,), 1 / self.paths))
+
+    def answer(self, parts_NPK: torch.Tensor) -> torch.Tensor:
+        """Returns logits [N,C]: the sum of the paths' log-probabilities, each as loud as it is."""
+        return (self(parts_NPK).log_softmax(-1) * self.loudness[:, None, None]).sum(0)
 
     def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
         """Returns the logits of each path, [paths,N,C]."""
@@ -107,6 +123,8 @@ class SequenceHead(Head):
     On frozen features and few clips a model that reads every frame and component loses to linear layers, both alone and
     in a sum of logits that is trained as one. So it reads averages of the leading components, and each learns apart.
     """
+
+    paths = 2
 
     def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
@@ -233,12 +251,7 @@ class Heads(nn.ModuleList):
 
     def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
         """Returns the logits of each head, [heads,N,C]."""
-        return torch.stack([together(head(parts_NPK)) for head in self])
-
-
-def together(logits: torch.Tensor) -> torch.Tensor:
-    """Returns one answer of the first dimension's: the averages of their log-probabilities, as logits."""
-    return logits.log_softmax(-1).mean(0)
+        return torch.stack([head.answer(parts_NPK) for head in self])
 
 
 def segment_means(features_NTD: torch.Tensor, lengths_N: torch.Tensor, segments: int) -> torch.Tensor:

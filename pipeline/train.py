@@ -4,6 +4,7 @@ kinema train --config configs/ucf101.yaml --run ucf101
 """
 
 import dataclasses
+import functools
 import hashlib
 import time
 
@@ -16,7 +17,7 @@ from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
 from pipeline.device import resolve_device
 from pipeline.errors import ConfigError
-from pipeline.fit import Checkpoint, fit
+from pipeline.fit import Checkpoint, fit, tune_loudness
 from pipeline.head import Heads
 from pipeline.loading import ClipSet, find_clips, load_reduced
 from pipeline.progress import progress
@@ -88,33 +89,33 @@ def train(config: Config, run: str) -> None:
         for kind in dict.fromkeys((config.head.kind, "mean")):
             name = kind + suffix
             with progress(f"train {name}", config.train.epochs, "epochs") as bar:
-
-                def log(record: dict[str, float], name: str = name, bar: tqdm = bar) -> None:
-                    shown = ("loss", "val_loss", "val_top1")
-                    bar.set_postfix_str(", ".join(f"{key} {record[key]:.3f}" for key in shown if key in record), False)
-                    bar.update(record["epoch"] - bar.n)
-                    tracker.log({f"{name}/{key}": value for key, value in record.items()})
-
                 heads[kind], history[name] = fit(
                     dataclasses.replace(config.head, kind=kind),
                     config.train,
                     clips,
                     learns_N.expand(config.train.heads, -1),
                     device,
-                    log,
+                    functools.partial(_tell, bar, tracker, name),
                     validate=not learns_N.all(),
                     checkpoint=Checkpoint(bundle.folder / f"checkpoint-{name}.safetensors", checked.hexdigest()),
                 )
 
     fit_all(clips, is_train_N, "")
+    held_out = clips._replace(parts_NPK=clips.parts_NPK[~is_train_N], labels_N=clips.labels_N[~is_train_N])
+    loudness = {kind: tune_loudness(some.cpu(), held_out) for kind, some in heads.items()}
     for kind, records in history.items():
         best = min(records, key=lambda record: record["val_loss"])
         print(f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}, loss lowest after epoch {best['epoch']}")
     if config.train.refit:
         all_N = torch.ones_like(is_train_N)
+        began = time.monotonic()
         reduction, clips = load_reduced(config, store, learned_from, dataset.classes, all_N)
+        seconds["load features"] += time.monotonic() - began
         fit_all(clips, all_N, "-refit")
         print("trained anew on all training clips, those of validation among them")
+    for kind, some in heads.items():
+        for head in some:
+            head.loudness.copy_(loudness[kind])
     bundle.finish(reduction, heads, history, identity, store.fingerprint)
     seconds |= {name: sum(record["seconds"] for record in records) for name, records in history.items()}
     tracker.summary({f"seconds/{name}": value for name, value in seconds.items()})
@@ -122,3 +123,10 @@ def train(config: Config, run: str) -> None:
         (bundle.folder / f"checkpoint-{name}.safetensors").unlink()
     tracker.finish()
     print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
+
+
+def _tell(bar: tqdm, tracker: Tracker, name: str, record: dict[str, float]) -> None:
+    shown = ("loss", "val_loss", "val_top1")
+    bar.set_postfix_str(", ".join(f"{key} {record[key]:.3f}" for key in shown if key in record), False)
+    bar.update(record["epoch"] - bar.n)
+    tracker.log({f"{name}/{key}": value for key, value in record.items()})

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.fit import Checkpoint, fit
-from pipeline.head import HEADS
+from pipeline.fit import Checkpoint, fit, tune_loudness
+from pipeline.head import HEADS, Head, Heads
 from pipeline.loading import ClipSet
 
 CPU = torch.device("cpu")
@@ -85,3 +85,22 @@ def test_a_damaged_checkpoint_is_begun_anew(tmp_path):
     file.path.write_bytes(b"half of a fi")
     _, history = train("mean", TrainConfig(epochs=2), clips, learns, file)
     assert len(history) == 2
+
+
+class TimidAndBold(Head):
+    """One path that is right but hardly says so, and one that is sure of noise."""
+
+    paths = 2
+
+    def forward(self, parts_NPK):
+        return torch.stack([parts_NPK[:, 0] * 0.2, torch.randn(len(parts_NPK), 3) * 4])
+
+
+@pytest.mark.parametrize(("clips", "believes"), [(400, True), (1, False)])
+def test_the_path_that_is_right_is_heard(clips, believes):
+    torch.manual_seed(0)
+    labels = torch.randint(0, 3, (clips,))
+    seen = ClipSet(torch.nn.functional.one_hot(labels, 3)[:, None].float() * 4 + torch.randn(clips, 1, 3), labels, 3)
+    timid, bold = tune_loudness(Heads([TimidAndBold(), TimidAndBold()]), seen)
+    assert (timid > 2 and bold < 0.2) == believes
+    assert bold > 0 and timid < 20

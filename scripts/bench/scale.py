@@ -185,7 +185,7 @@ def _loaded(work: Path, clips: int) -> tuple[float, Any]:
 
     store, some = opened(work, clips)
     head = HeadConfig()
-    reduction = Reduction.of(*read_features(store, some[:100]), head.components, head.levels)
+    reduction = Reduction.of(*read_features(store, some[: head.components]), head.components, head.levels)
     began = time.monotonic()
     loaded = load_clips(store, some, [f"C{label:03}" for label in range(CLASSES)], reduction)
     return time.monotonic() - began, loaded
