@@ -84,7 +84,8 @@ class HeadConfig:
     """pyramid: a linear layer on the averages of the whole clip, its halves, quarters, ...; bilstm, transformer and
     convolution: beside it such a model over the finest of them; mean: a linear layer on the average frame."""
     components: PositiveInt = 256
-    """Principal components of the features that the head sees at most, computed on the training clips."""
+    """Principal components of the features that the head sees at most, computed from the clips that it learns from, and
+    no more than these are."""
     levels: PositiveInt = 4
     """Levels of the temporal pyramid: 4 end with eighths, so that the LSTM makes eight steps."""
     sequence_components: PositiveInt = 64
@@ -111,7 +112,8 @@ class TrainConfig:
     epochs: PositiveInt = 60
     """Passes over the training clips."""
     refit: bool = True
-    """Train once more on training and validation clips together; else these heads never see the validation clips."""
+    """Train once more on training and validation clips together; else validation clips only say how loud each path of a
+    head is."""
     batch_size: NonNegativeInt = 0
     """Clips a step; 0 takes a 64th of those to learn from, but 32 at least and 512 at most."""
     learning_rate: PositiveFloat = 1e-3

@@ -97,7 +97,7 @@ def fit(
             label_smoothing=config.label_smoothing,
         )
 
-    def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:
+    def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:  # All paths alike: loudness is found later.
         return functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1).mean(0)
 
     for epoch in range(len(history), config.epochs):
@@ -144,7 +144,7 @@ def fit(
             _save(checkpoint, weights, optimizer, history)
         log(history[-1])
     for number, head in enumerate(heads):
-        head.load_state_dict({name: value[number] for name, value in weights.items()}, strict=False)
+        head.load_state_dict(head.state_dict() | {name: value[number] for name, value in weights.items()})
     return heads.eval(), history
 
 
@@ -152,8 +152,9 @@ def tune_loudness(heads: Heads, clips: ClipSet) -> torch.Tensor:
     """Finds how loud each path of the heads should be, from clips that they have not learned from.
 
     A path that is sure of itself need not be right: what fits the clips that it has learned from may be bold on others,
-    or timid. So each gets a temperature (Guo et al., ICML 2017), found by the likelihood, with a normal prior on how
-    its logarithm differs from equal shares, which few clips cannot overcome. All heads count as one.
+    or timid. So each is scaled, as temperature scaling does (Guo et al., ICML 2017), for the greatest likelihood; a
+    normal prior on the logarithm of the scale keeps it near equal shares where clips are few. The scale is the same for
+    all heads, and a clip counts once.
 
     Args:
         heads: of one kind, on the CPU.
@@ -163,7 +164,8 @@ def tune_loudness(heads: Heads, clips: ClipSet) -> torch.Tensor:
         [paths].
     """
     with torch.no_grad():
-        logs = torch.cat([head(clips.parts_NPK).log_softmax(-1) for head in heads], 1)  # [paths,heads*N,C]
+        blocks = [head(some).log_softmax(-1) for head in heads for some in clips.parts_NPK.split(1024)]
+        logs = torch.cat(blocks, 1)  # [paths,heads*N,C]
     labels = clips.labels_N.repeat(len(heads))
     change = torch.zeros(len(logs), requires_grad=True)
     optimizer = torch.optim.LBFGS([change], max_iter=100, line_search_fn="strong_wolfe")

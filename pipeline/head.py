@@ -15,9 +15,10 @@ class Reduction(nn.Module):
     """Features of frames -> a temporal pyramid of their principal components, half whitened, and of how much each has
     changed in a frame.
 
-    All of it is computed from the training clips. Few clips cannot train weights for thousands of values a frame. Half
-    whitening divides each component by the root of its standard deviation: between the raw scale, in which a few drown
-    the rest, and full whitening, which blows up noise. The size of a change is what no weighted sum of frames can tell.
+    All of it is computed from the clips that are learned from. Few clips cannot train weights for thousands of values a
+    frame. Half whitening divides each component by the root of its standard deviation: between the raw scale, in which
+    a few drown the rest, and full whitening, which blows up noise. The size of a change is what no weighted sum of
+    frames can tell.
     The pyramid (as in Pirsiavash and Ramanan, CVPR 2012) holds averages of the whole clip, its halves, quarters, ...
     """
 
@@ -128,7 +129,7 @@ class SequenceHead(Head):
 
     def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
-        self.pyramid = PyramidHead(parts, width, classes, config)
+        self.pyramid = PyramidHead(parts, width, classes, config)  # A path; its own loudness is not used.
         self.steps = (parts + 1) // 2
         self.components = min(config.sequence_components, width // 2)
         dropout = nn.Dropout(config.dropout)

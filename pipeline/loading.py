@@ -17,7 +17,7 @@ from pipeline.progress import progress
 from pipeline.store import ClipFeatures, FeatureStore, Header
 
 FRAMES_TO_REDUCE = 20_000
-"""Frames, of training clips drawn at random, that the reduction is computed from: more do not change it visibly."""
+"""Frames, of clips drawn at random, that the reduction is computed from: more do not change it visibly."""
 
 
 class ClipSet(NamedTuple):
@@ -26,6 +26,10 @@ class ClipSet(NamedTuple):
     parts_NPK: torch.Tensor
     labels_N: torch.Tensor
     classes: int
+
+    def where(self, is_one_N: torch.Tensor) -> "ClipSet":
+        """Returns some of the clips."""
+        return self._replace(parts_NPK=self.parts_NPK[is_one_N], labels_N=self.labels_N[is_one_N])
 
 
 def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
@@ -81,7 +85,7 @@ def load_reduced(
         KinemaError: some features are damaged.
     """
     learned = [clip for clip, learns in zip(clips, learns_N.tolist(), strict=True) if learns]
-    number = max(1, FRAMES_TO_REDUCE // config.sampling.frames)
+    number = max(config.head.components, FRAMES_TO_REDUCE // config.sampling.frames)
     sample = random.Random(0).sample(learned, min(number, len(learned)))
     reduction = Reduction.of(*read_features(store, sample), config.head.components, config.head.levels)
     return reduction, load_clips(store, clips, classes, reduction)
@@ -95,9 +99,11 @@ def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduc
     """
     parts_NPK = torch.empty(len(clips), *reduction.shape)
     entries = _read(store, clips)
+    loaded = 0
     with progress("load features", len(clips), "clips") as bar:
         while some := list(itertools.islice(entries, 256)):
-            parts_NPK[bar.n : bar.n + len(some)] = reduction(*_padded(some))
+            parts_NPK[loaded : loaded + len(some)] = reduction(*_padded(some))
+            loaded += len(some)
             bar.update(len(some))
     return ClipSet(parts_NPK, torch.tensor([classes.index(clip.label) for clip in clips]), len(classes))
 

@@ -73,8 +73,7 @@ def train(config: Config, run: str) -> None:
     if config.train.auto:
         choice = bundle.choice(identity)
         if not choice:
-            of_train = clips._replace(parts_NPK=clips.parts_NPK[is_train_N], labels_N=clips.labels_N[is_train_N])
-            choice = choose(config, of_train, [clip.group for clip in found["train"]], device)
+            choice = choose(config, clips.where(is_train_N), [clip.group for clip in found["train"]], device)
             bundle.keep_choice(identity, config, choice)
         print("tried on groups of the training split, held out in turn:", *choice.tried, sep="\n  ")
         config = with_settings(config, choice.chosen)
@@ -101,13 +100,15 @@ def train(config: Config, run: str) -> None:
                 )
 
     fit_all(clips, is_train_N, "")
-    held_out = clips._replace(parts_NPK=clips.parts_NPK[~is_train_N], labels_N=clips.labels_N[~is_train_N])
-    loudness = {kind: tune_loudness(some.cpu(), held_out) for kind, some in heads.items()}
+    loudness = {kind: tune_loudness(some.cpu(), clips.where(~is_train_N)) for kind, some in heads.items()}
     for kind, records in history.items():
         best = min(records, key=lambda record: record["val_loss"])
         print(f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}, loss lowest after epoch {best['epoch']}")
+        if len(loudness[kind]) > 1:
+            print(f"{kind}: loudness of its paths {', '.join(f'{value:.2f}' for value in loudness[kind].tolist())}")
     if config.train.refit:
         all_N = torch.ones_like(is_train_N)
+        del clips  # Both in memory would be twice the space.
         began = time.monotonic()
         reduction, clips = load_reduced(config, store, learned_from, dataset.classes, all_N)
         seconds["load features"] += time.monotonic() - began

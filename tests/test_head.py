@@ -48,6 +48,9 @@ def test_paths_answer_together():
     together = (pyramid * recurrent).sqrt()
     torch.testing.assert_close(Heads([head])(parts)[0].softmax(-1), together / together.sum())
     torch.testing.assert_close(head.pyramid(parts)[0].softmax(-1), pyramid)
+    head.loudness.copy_(torch.tensor([2.0, 0.1]))
+    together = pyramid**2 * recurrent**0.1
+    torch.testing.assert_close(Heads([head])(parts)[0].softmax(-1), together / together.sum())
 
 
 def test_the_lstm_is_that_of_pytorch():
@@ -95,3 +98,9 @@ def test_segment_means():
     assert segment_means(frames, torch.tensor([2]), 4).flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
     pooled = torch.nn.functional.adaptive_avg_pool1d(frames.transpose(1, 2), 4).transpose(1, 2)
     torch.testing.assert_close(segment_means(frames, torch.tensor([6]), 4), pooled)
+
+
+def test_there_are_no_more_components_than_clips():
+    features = torch.randn(5, 8, WIDTH)
+    for clips, components in ((3, 3), (5, 4)):
+        assert Reduction.of(features[:clips], torch.full((clips,), 8), 4, LEVELS).basis.shape == (WIDTH, components)

@@ -71,12 +71,13 @@ def test_killed_extraction_goes_on_where_it_was(small_set, settings_of_small_set
     assert entries(tmp_path / "store") == entries(small_set / "features")
 
 
-def test_training_is_deterministic_and_survives_a_kill(small_set, settings_of_small_set, trained, tmp_path):
+def test_training_is_deterministic_and_survives_kills(small_set, settings_of_small_set, trained, tmp_path):
     settings = [*settings_of_small_set, "--train.epochs", 12, "--runs", tmp_path]
     killed = tmp_path / "small"
-    checkpoint = killed / "checkpoint-bilstm.safetensors"
-    kill_when(start("train", *settings, "--run", "small"), checkpoint.exists)
-    assert not (killed / "model.safetensors").exists()
+    for name in ("bilstm", "bilstm-refit"):
+        checkpoint = killed / f"checkpoint-{name}.safetensors"
+        kill_when(start("train", *settings, "--run", "small"), checkpoint.exists)
+        assert not (killed / "model.safetensors").exists()
     kinema("train", *settings, "--run", "small")
     assert same_model(killed, trained)
     histories = [json.loads((run / "history.json").read_text()) for run in (killed, trained)]
@@ -135,8 +136,9 @@ def test_prediction_gives_the_logits_of_evaluation(small_set, trained, tmp_path)
 
 
 def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set, extracted, tmp_path):
-    """What the simplest run does not use: two Transformers, trained with what cross-validation chose."""
-    settings = [*settings_of_small_set, "--runs", tmp_path, "--run", "auto", "--auto", "--train.epochs", 2]
+    """What the simplest run does not use: two Transformers, trained once, with what cross-validation chose."""
+    settings = [*settings_of_small_set, "--runs", tmp_path, "--run", "auto", "--auto"]
+    settings += ["--train.epochs", 2, "--train.refit", "false"]
     settings += ["--head.kind", "transformer", "--train.heads", 2, "--head.hidden", 6, "--train.learning_rate", 1e-7]
     told, _ = kinema("train", *settings)
     assert "train.learning_rate 0.003: loss" in told
@@ -144,6 +146,9 @@ def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set
     config = (bundle / "config.yaml").read_text()
     for name, value in json.loads((bundle / "choice.json").read_text())["chosen"].items():
         assert f"  {name.split('.')[1]}: {value}\n" in config
+    assert list(json.loads((bundle / "history.json").read_text())) == ["transformer", "mean"]
+    one, other = (load_file(bundle / "model.safetensors")[f"transformer.{number}.loudness"] for number in (0, 1))
+    assert torch.equal(one, other) and not torch.equal(one, torch.tensor([0.5, 0.5]))
     assert "is trained already" in kinema("train", *settings)[0]
     _, error = kinema("train", *settings, "--train.epochs", 3, code=2)
     assert "train.epochs: 2, now 3" in error
