@@ -43,7 +43,7 @@ class Reduction(nn.Module):
         reduction.centre = normed_FD.mean(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            # With more than wanted, those that are kept hardly depend on the seed (Halko et al., SIAM Review 53, 2011).
+            # With more than wanted, those that are kept depend less on the seed (Halko et al., SIAM Review 53, 2011).
             _, scales, basis = torch.pca_lowrank(normed_FD - reduction.centre, min(components + 100, *frames_FD.shape))
         scales_K, basis_DK = (values[..., : reduction.basis.shape[1]] for values in (scales, basis))
         # Directions in which the training frames do not vary are nothing but noise in others.
