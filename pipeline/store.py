@@ -98,7 +98,7 @@ class FeatureStore:
                 with moved_into_place(manifest) as temporary:
                     temporary.write_text(text)
             with suppress(OSError):  # A store that cannot be written may still be read.
-                os.utime(manifest)
+                os.utime(manifest, ns=(time.time_ns(),) * 2)  # Finer than the time that the system would take.
             if store.ledger.exists() and not store.ledger.read_bytes().endswith(b"\n"):
                 with store.ledger.open("a") as stream:  # A full disk or a kill cut the last line off.
                     stream.write("\n")

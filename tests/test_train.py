@@ -136,9 +136,8 @@ def test_prediction_gives_the_logits_of_evaluation(small_set, trained, tmp_path)
 
 
 def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set, extracted, tmp_path):
-    """What the simplest run does not use: two Transformers, trained once, with what cross-validation chose."""
-    settings = [*settings_of_small_set, "--runs", tmp_path, "--run", "auto", "--auto"]
-    settings += ["--train.epochs", 2, "--train.refit", "false"]
+    """What the simplest run does not use: two Transformers, trained with what cross-validation chose."""
+    settings = [*settings_of_small_set, "--runs", tmp_path, "--run", "auto", "--auto", "--train.epochs", 2]
     settings += ["--head.kind", "transformer", "--train.heads", 2, "--head.hidden", 6, "--train.learning_rate", 1e-7]
     told, _ = kinema("train", *settings)
     assert "train.learning_rate 0.003: loss" in told
@@ -146,9 +145,6 @@ def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set
     config = (bundle / "config.yaml").read_text()
     for name, value in json.loads((bundle / "choice.json").read_text())["chosen"].items():
         assert f"  {name.split('.')[1]}: {value}\n" in config
-    assert list(json.loads((bundle / "history.json").read_text())) == ["transformer", "mean"]
-    one, other = (load_file(bundle / "model.safetensors")[f"transformer.{number}.loudness"] for number in (0, 1))
-    assert torch.equal(one, other) and not torch.equal(one, torch.tensor([0.5, 0.5]))
     assert "is trained already" in kinema("train", *settings)[0]
     _, error = kinema("train", *settings, "--train.epochs", 3, code=2)
     assert "train.epochs: 2, now 3" in error
@@ -158,6 +154,16 @@ def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set
         row = next(csv.DictReader(stream))
     [(_, logits)] = Predictor(bundle)([small_set / "videos" / row["clip"]])
     np.testing.assert_allclose(logits.numpy(), json.loads(row["logits"]), atol=1e-3)
+
+
+def test_heads_that_are_trained_once(settings_of_small_set, extracted, tmp_path):
+    settings = [*settings_of_small_set, "--runs", tmp_path, "--run", "once", "--train.epochs", 2]
+    kinema("train", *settings, "--train.refit", "false", "--train.heads", 2)
+    assert list(json.loads((tmp_path / "once" / "history.json").read_text())) == ["bilstm", "mean"]
+    tensors = load_file(tmp_path / "once" / "model.safetensors")
+    one, other = (tensors[f"bilstm.{number}.loudness"] for number in (0, 1))
+    assert torch.equal(one, other) and not torch.equal(one, torch.tensor([0.5, 0.5]))
+    assert not torch.equal(tensors["mean.0.linear.weight"], tensors["mean.1.linear.weight"])
 
 
 def test_missing_features_stop_training(settings_of_small_set, small_set, tmp_path):
