@@ -1,8 +1,8 @@
 """Settings chosen by cross-validation inside the training split; validation and test clips are not looked at.
 
 Whole groups are held out in turn, and all folds train side by side, on components of the whole split (which know no
-labels), with equal shares for all paths of a head. A value is taken if it lowers the loss on the clips
-held out by more than the standard error of the difference, clip by clip, over groups: few clips do not tell more.
+labels), with equal shares for all paths of a head. A value is taken if it lowers the loss on the clips held out by more
+than the standard error of the difference, clip by clip, over groups: few clips do not tell more.
 """
 
 import dataclasses
