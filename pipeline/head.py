@@ -131,7 +131,7 @@ class SequenceHead(Head):
 
     def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
-        self.pyramid = PyramidHead(parts, width, classes, config)  # A path; its own loudness is not used.
+        self.pyramid = PyramidHead(parts, width, classes, config)  # As a path it is as loud as this head says.
         self.steps = (parts + 1) // 2
         self.components = min(config.sequence_components, width // 2)
         dropout = nn.Dropout(config.dropout)

@@ -17,7 +17,7 @@ from pipeline.progress import progress
 from pipeline.store import ClipFeatures, FeatureStore, Header
 
 FRAMES_TO_REDUCE = 20_000
-"""Frames, of clips drawn at random, that the reduction is computed from: more do not change it visibly."""
+"""Frames, of clips drawn at random, that the reduction is computed from: 0.4 GB in float32, if of 5,120 values."""
 
 
 class ClipSet(NamedTuple):
