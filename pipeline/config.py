@@ -81,8 +81,8 @@ class HeadConfig:
     """The classifier."""
 
     kind: Literal["bilstm", "transformer", "convolution", "pyramid", "mean"] = "bilstm"
-    """pyramid: a linear layer on the averages of the whole clip, its halves, quarters, ...; bilstm, transformer and
-    convolution: beside it such a model over the finest of them; mean: a linear layer on the average frame."""
+    """pyramid: linear layers on the averages of the whole clip, its halves, quarters, ...; bilstm, transformer and
+    convolution: beside them such a model over the finest of these; mean: a linear layer on the average frame."""
     components: PositiveInt = 256
     """Principal components of the features that the head sees at most, computed from the clips that it learns from, and
     no more than these are."""
@@ -115,7 +115,8 @@ class TrainConfig:
     """Train once more on training and validation clips together; else validation clips only say how loud each path of a
     head is."""
     batch_size: NonNegativeInt = 0
-    """Clips a step; 0 takes a 64th of those to learn from, but 32 at least and 512 at most."""
+    """Clips a step; 0 takes a 64th of those to learn from, but 32 at least, or an eighth of them if that is less, and
+    512 at most."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.head import HEADS, Heads
+from pipeline.head import HEADS, Head, Heads
 from pipeline.loading import ClipSet
 
 # cuBLAS needs this before its first use to be deterministic (PyTorch notes on reproducibility).
@@ -76,7 +76,7 @@ def fit(
 
     parts_NPK, labels_N = _near(clips.parts_NPK, device), clips.labels_N.to(device)
     clips_an_epoch = int(learns_HN.sum(1).min())  # For each head as many.
-    batch_size = config.batch_size or min(max(clips_an_epoch // 64, 32), 512)
+    batch_size = config.batch_size or min(max(clips_an_epoch // 64, 32), max(clips_an_epoch // 8, 2), 512)
     steps_an_epoch = -(-clips_an_epoch // batch_size)
     counts_HC = torch.stack([torch.bincount(clips.labels_N[learns], minlength=clips.classes) for learns in learns_HN])
     class_weights_HC, prior_HC = (tensor.to(device) for tensor in _balance(config.imbalance, counts_HC.clamp(min=1)))
@@ -148,7 +148,7 @@ def fit(
     return heads.eval(), history
 
 
-def tune_loudness(heads: Heads, clips: ClipSet) -> torch.Tensor:
+def tune_loudness(heads: Heads, clips: ClipSet) -> Tensors:
     """Finds how loud each path of the heads should be, from clips that they have not learned from.
 
     A path that is sure of itself need not be right: what fits the clips that it has learned from may be bold on others,
@@ -161,8 +161,16 @@ def tune_loudness(heads: Heads, clips: ClipSet) -> torch.Tensor:
         clips: which they have not learned from.
 
     Returns:
-        [paths].
+        [paths], by its name in the state of a head; that of a head within a head, which can answer alone, too.
     """
+    within = [name for name, module in heads[0].named_modules() if isinstance(module, Head)]
+    return {
+        f"{name}.loudness".lstrip("."): _loudness([head.get_submodule(name) for head in heads], clips)
+        for name in within
+    }
+
+
+def _loudness(heads: list[Head], clips: ClipSet) -> torch.Tensor:
     with torch.no_grad():
         blocks = [head(some).log_softmax(-1) for head in heads for some in clips.parts_NPK.split(1024)]
         logs = torch.cat(blocks, 1)  # [paths,heads*N,C]

@@ -53,7 +53,8 @@ class Reduction(nn.Module):
         reduction.basis = basis_DK / (deviations_K * deviations_K.mean()).sqrt()
         changes_FK = reduction.of_frames(features_NTD)[is_frame_NT].chunk(2, -1)[1]
         reduction.usual_change = changes_FK.mean(0)
-        reduction.change_scale = (changes_FK - reduction.usual_change).std(correction=0).clamp(min=1e-6)
+        # Half as large as components on average: where clips are few, what changes say of others is mostly chance.
+        reduction.change_scale = 2 * (changes_FK - reduction.usual_change).std(correction=0).clamp(min=1e-6)
         return reduction
 
     @property
@@ -108,30 +109,42 @@ class MeanHead(Head):
 
 
 class PyramidHead(Head):
-    """A linear layer on all parts of the pyramid."""
+    """A linear layer on all parts of the pyramid, and beside it one on how the averages of its parts depart from that
+    of the whole clip: what moves, without where it is and who does it.
 
-    def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
-        super().__init__()
-        self.linear = nn.Linear(parts * width, classes)
-        nn.init.zeros_(self.linear.weight)
-
-    def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
-        # Without the root, more parts would mean larger steps of the logits at the same learning rate.
-        return self.linear(parts_NPK.flatten(1) / parts_NPK.shape[1] ** 0.5)[None]
-
-
-class SequenceHead(Head):
-    """A model of sequences over the finest parts of the pyramid, and beside it a linear layer on all of them.
-
-    On frozen features and few clips a model that reads every frame and component loses to linear layers, both alone and
-    in a sum of logits that is trained as one. So it reads averages of the leading components, and each learns apart.
+    The first knows more and is better where clips are many; the second needs few, if movement tells the classes.
     """
 
     paths = 2
 
     def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
-        self.pyramid = PyramidHead(parts, width, classes, config)  # As a path it is as loud as this head says.
+        self.of_parts, self.of_departures = (nn.Linear(parts * size, classes) for size in (width, width // 2))
+        for linear in (self.of_parts, self.of_departures):
+            nn.init.zeros_(linear.weight)
+
+    def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
+        averages_NPK, _ = parts_NPK.chunk(2, -1)
+        departures_NPK = averages_NPK - averages_NPK[:, :1]
+        # Without the root, more parts would mean larger steps of the logits at the same learning rate.
+        root = parts_NPK.shape[1] ** 0.5
+        return torch.stack(
+            [self.of_parts(parts_NPK.flatten(1) / root), self.of_departures(departures_NPK.flatten(1) / root)]
+        )
+
+
+class SequenceHead(Head):
+    """A model of sequences over the finest parts of the pyramid, and beside it linear layers on all of them.
+
+    On frozen features and few clips a model that reads every frame and component loses to linear layers, both alone and
+    in a sum of logits that is trained as one. So it reads averages of the leading components, and each learns apart.
+    """
+
+    paths = PyramidHead.paths + 1
+
+    def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
+        super().__init__()
+        self.pyramid = PyramidHead(parts, width, classes, config)  # Its paths are as loud as this head says.
         self.steps = (parts + 1) // 2
         self.components = min(config.sequence_components, width // 2)
         dropout = nn.Dropout(config.dropout)

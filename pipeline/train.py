@@ -104,8 +104,9 @@ def train(config: Config, run: str) -> None:
     for kind, records in history.items():
         best = min(records, key=lambda record: record["val_loss"])
         print(f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}, loss lowest after epoch {best['epoch']}")
-        if len(loudness[kind]) > 1:
-            print(f"{kind}: loudness of its paths {', '.join(f'{value:.2f}' for value in loudness[kind].tolist())}")
+        of_paths = loudness[kind]["loudness"].tolist()
+        if len(of_paths) > 1:
+            print(f"{kind}: loudness of its paths {', '.join(f'{value:.2f}' for value in of_paths)}")
     if config.train.refit:
         all_N = torch.ones_like(is_train_N)
         del clips  # Both in memory would be twice the space.
@@ -116,7 +117,7 @@ def train(config: Config, run: str) -> None:
         print("trained anew on all training clips, those of validation among them")
     for kind, some in heads.items():
         for head in some:
-            head.loudness.copy_(loudness[kind])
+            head.load_state_dict(loudness[kind], strict=False)
     bundle.finish(reduction, heads, history, identity, store.fingerprint)
     seconds |= {name: sum(record["seconds"] for record in records) for name, records in history.items()}
     tracker.summary({f"seconds/{name}": value for name, value in seconds.items()})

@@ -102,7 +102,7 @@ def test_the_path_that_is_right_is_heard():
     labels = torch.randint(0, 3, (400,))
     seen = ClipSet(torch.nn.functional.one_hot(labels, 3)[:, None].float() * 4 + torch.randn(400, 1, 3), labels, 3)
     heads = Heads([TimidAndBold(), TimidAndBold()])
-    timid, bold = tune_loudness(heads, seen)
+    timid, bold = tune_loudness(heads, seen)["loudness"]
     assert timid > 2 and 0 < bold < 0.2
-    few = tune_loudness(heads, seen.where(torch.arange(400) < 1))
+    few = tune_loudness(heads, seen.where(torch.arange(400) < 1))["loudness"]
     assert (0.5 / math.e < few).all() and (few < 0.5 * math.e).all()  # One clip says little.
