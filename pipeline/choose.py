@@ -1,8 +1,9 @@
 """Settings chosen by cross-validation inside the training split; validation and test clips are not looked at.
 
 Whole groups are held out in turn, and all folds train side by side, on components of the whole split (which know no
-labels), with equal shares for all paths of a head. A value is taken if it lowers the loss on the clips held out by more
-than the standard error of the difference, clip by clip, over groups: few clips do not tell more.
+labels), with the usual loudness of all paths of a head. A value is taken if it lowers the loss on the clips held out by
+more than twice the standard error of the difference, clip by clip, over groups: of so many tries, one would pass by
+chance otherwise.
 """
 
 import dataclasses
@@ -80,8 +81,8 @@ def choose(config: Config, clips: ClipSet, groups: list[str], device: torch.devi
             scored = score(candidate)
             lower, error = _difference(best.losses_N - scored.losses_N, groups)
             line = f"{name} {value}: loss {scored.losses_N.mean():.3f} ({-lower:+.3f} ± {error:.3f})"
-            tried.append(f"{line}, top-1 {scored.right_N.mean():.3f}{', taken' if lower > error else ''}")
-            if lower > error:
+            tried.append(f"{line}, top-1 {scored.right_N.mean():.3f}{', taken' if lower > 2 * error else ''}")
+            if lower > 2 * error:
                 chosen[name] = value
                 config, best = candidate, scored
     return Choice(chosen, tried)

@@ -90,15 +90,19 @@ def fit(
         prior_C: torch.Tensor,
     ) -> torch.Tensor:
         logits = functional_call(skeleton, weights, (parts_BPK,))  # [paths,B,C]
-        return nn.functional.cross_entropy(
+        losses = nn.functional.cross_entropy(
             logits.flatten(0, 1) + prior_C,
             labels_B.repeat(len(logits)),
             weights_C,
+            reduction="none",  # Its mean would divide by the weights of the batch, and so undo them in small ones.
             label_smoothing=config.label_smoothing,
         )
+        return losses.mean()
 
-    def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:  # All paths alike: loudness is found later.
-        return functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1).mean(0)
+    loudness = heads[0].loudness[:, None, None]  # As usual: what suits these clips is found later.
+
+    def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:
+        return (functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1) * loudness).sum(0)
 
     for epoch in range(len(history), config.epochs):
         began = time.monotonic()
@@ -153,8 +157,8 @@ def tune_loudness(heads: Heads, clips: ClipSet) -> Tensors:
 
     A path that is sure of itself need not be right: what fits the clips that it has learned from may be bold on others,
     or timid. So each is scaled, as temperature scaling does (Guo et al., ICML 2017), for the greatest likelihood; a
-    normal prior on the logarithm of the scale keeps it near equal shares where clips are few. The scale is the same for
-    all heads, and a clip counts once.
+    normal prior on the logarithm of the scale keeps it near the usual loudness where clips are few. The scale is the
+    same for all heads, and a clip counts once.
 
     Args:
         heads: of one kind, on the CPU.

@@ -79,14 +79,15 @@ class Head(nn.Module):
     """One or more paths from a temporal pyramid to classes, which learn apart and answer together.
 
     Attributes:
-        loudness: how much each path has to say, [paths]; equal shares until `fit.tune_loudness` has listened to them.
+        loudness: how much each path has to say, [paths]; `usual_loudness` until `fit.tune_loudness` has listened to
+            them.
     """
 
-    paths = 1
+    usual_loudness: tuple[float, ...] = (1,)
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("loudness", torch.full((self.paths,), 1 / self.paths))
+        self.register_buffer("loudness", torch.tensor(self.usual_loudness, dtype=torch.float))
 
     def answer(self, parts_NPK: torch.Tensor) -> torch.Tensor:
         """Returns logits [N,C]: the sum of the paths' log-probabilities, each as loud as it is."""
@@ -115,7 +116,7 @@ class PyramidHead(Head):
     The first knows more and is better where clips are many; the second needs few, if movement tells the classes.
     """
 
-    paths = 2
+    usual_loudness = 1, 1
 
     def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
@@ -124,13 +125,10 @@ class PyramidHead(Head):
             nn.init.zeros_(linear.weight)
 
     def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
-        averages_NPK, _ = parts_NPK.chunk(2, -1)
-        departures_NPK = averages_NPK - averages_NPK[:, :1]
         # Without the root, more parts would mean larger steps of the logits at the same learning rate.
-        root = parts_NPK.shape[1] ** 0.5
-        return torch.stack(
-            [self.of_parts(parts_NPK.flatten(1) / root), self.of_departures(departures_NPK.flatten(1) / root)]
-        )
+        evened_NPK = parts_NPK / parts_NPK.shape[1] ** 0.5
+        departures_NPK = departures(evened_NPK.chunk(2, -1)[0])
+        return torch.stack([self.of_parts(evened_NPK.flatten(1)), self.of_departures(departures_NPK.flatten(1))])
 
 
 class SequenceHead(Head):
@@ -138,9 +136,10 @@ class SequenceHead(Head):
 
     On frozen features and few clips a model that reads every frame and component loses to linear layers, both alone and
     in a sum of logits that is trained as one. So it reads averages of the leading components, and each learns apart.
+    It also gets surer of itself than it is right, so it is less loud.
     """
 
-    paths = PyramidHead.paths + 1
+    usual_loudness = *PyramidHead.usual_loudness, 0.5
 
     def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
@@ -148,7 +147,7 @@ class SequenceHead(Head):
         self.steps = (parts + 1) // 2
         self.components = min(config.sequence_components, width // 2)
         dropout = nn.Dropout(config.dropout)
-        self.project = nn.Sequential(dropout, nn.Linear(2 * self.components, config.hidden), nn.GELU(), dropout)
+        self.project = nn.Sequential(dropout, nn.Linear(3 * self.components, config.hidden), nn.GELU(), dropout)
         self.sequence, size = self.make_sequence(config)
         self.classify = nn.Sequential(dropout, nn.Linear(size, classes))
 
@@ -157,8 +156,10 @@ class SequenceHead(Head):
         raise NotImplementedError
 
     def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
-        leading = [half_NPK[..., : self.components] for half_NPK in parts_NPK[:, -self.steps :].chunk(2, -1)]
-        states_NSH = self.sequence(self.project(torch.cat(leading, -1)))
+        averages, changes = (half_NPK[..., : self.components] for half_NPK in parts_NPK.chunk(2, -1))
+        # Twice the departures vary about as much as the averages.
+        seen = torch.cat([averages, changes, 2 * departures(averages)], -1)[:, -self.steps :]
+        states_NSH = self.sequence(self.project(seen))
         return torch.cat([self.pyramid(parts_NPK), self.classify(states_NSH.mean(1))[None]])
 
 
@@ -268,6 +269,11 @@ class Heads(nn.ModuleList):
     def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
         """Returns the logits of each head, [heads,N,C]."""
         return torch.stack([head.answer(parts_NPK) for head in self])
+
+
+def departures(averages_NPK: torch.Tensor) -> torch.Tensor:
+    """Returns how the parts of each clip depart from the whole, which is the first of them."""
+    return averages_NPK - averages_NPK[:, :1]
 
 
 def segment_means(features_NTD: torch.Tensor, lengths_N: torch.Tensor, segments: int) -> torch.Tensor:

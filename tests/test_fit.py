@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_is_begun_anew(tmp_path):
 class TimidAndBold(Head):
     """One path that is right but hardly says so, and one that is sure of noise."""
 
-    paths = 2
+    usual_loudness = 0.5, 0.5
 
     def forward(self, parts_NPK):
         return torch.stack([parts_NPK[:, 0] * 0.2, torch.randn(len(parts_NPK), 3) * 4])
