@@ -152,7 +152,7 @@ def fit(
     return heads.eval(), history
 
 
-def tune_loudness(heads: Heads, clips: ClipSet, imbalance: str) -> Tensors:
+def tune_loudness(heads: Heads, clips: ClipSet) -> Tensors:
     """Finds how loud each path of the heads should be, from clips that they have not learned from.
 
     A path that is sure of itself need not be right: what fits the clips that it has learned from may be bold on others,
@@ -163,33 +163,29 @@ def tune_loudness(heads: Heads, clips: ClipSet, imbalance: str) -> Tensors:
     Args:
         heads: of one kind, on the CPU.
         clips: which they have not learned from.
-        imbalance: what was done about classes of uneven size. If anything was, the answers know nothing of how frequent
-            the classes are in these clips, and here it is added to them.
 
     Returns:
         [paths], by its name in the state of a head; that of a head within a head, which can answer alone, too.
     """
     within = [name for name, module in heads[0].named_modules() if isinstance(module, Head)]
     return {
-        f"{name}.loudness".lstrip("."): _loudness([head.get_submodule(name) for head in heads], clips, imbalance)
+        f"{name}.loudness".lstrip("."): _loudness([head.get_submodule(name) for head in heads], clips)
         for name in within
     }
 
 
-def _loudness(heads: list[Head], clips: ClipSet, imbalance: str) -> torch.Tensor:
+def _loudness(heads: list[Head], clips: ClipSet) -> torch.Tensor:
     with torch.no_grad():
         blocks = [head(some).log_softmax(-1) for head in heads for some in clips.parts_NPK.split(1024)]
         logs = torch.cat(blocks, 1)  # [paths,heads*N,C]
     labels = clips.labels_N.repeat(len(heads))
-    shares_C = (torch.bincount(clips.labels_N, minlength=clips.classes) + 1) / (len(clips.labels_N) + clips.classes)
-    prior_C = torch.zeros(clips.classes) if imbalance == "none" else shares_C.log()
     change = torch.zeros(len(logs), requires_grad=True)
     optimizer = torch.optim.LBFGS([change], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         logits = (logs * (heads[0].loudness * change.exp())[:, None, None]).sum(0)
-        loss = nn.functional.cross_entropy(logits + prior_C, labels) + change.square().sum() / 2 / len(clips.labels_N)
+        loss = nn.functional.cross_entropy(logits, labels) + change.square().sum() / 2 / len(clips.labels_N)
         loss.backward()
         return loss
 

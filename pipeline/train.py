@@ -100,8 +100,7 @@ def train(config: Config, run: str) -> None:
                 )
 
     fit_all(clips, is_train_N, "")
-    validation = clips.where(~is_train_N)
-    loudness = {kind: tune_loudness(some.cpu(), validation, config.train.imbalance) for kind, some in heads.items()}
+    loudness = {kind: tune_loudness(some.cpu(), clips.where(~is_train_N)) for kind, some in heads.items()}
     for kind, records in history.items():
         best = min(records, key=lambda record: record["val_loss"])
         print(f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}, loss lowest after epoch {best['epoch']}")
@@ -110,7 +109,7 @@ def train(config: Config, run: str) -> None:
             print(f"{kind}: loudness of its paths {', '.join(f'{value:.2f}' for value in of_paths)}")
     if config.train.refit:
         all_N = torch.ones_like(is_train_N)
-        del clips, validation  # Both in memory would be twice the space.
+        del clips  # Both in memory would be twice the space.
         began = time.monotonic()
         reduction, clips = load_reduced(config, store, learned_from, dataset.classes, all_N)
         seconds["load features"] += time.monotonic() - began

@@ -102,24 +102,7 @@ def test_the_path_that_is_right_is_heard():
     labels = torch.randint(0, 3, (400,))
     seen = ClipSet(torch.nn.functional.one_hot(labels, 3)[:, None].float() * 4 + torch.randn(400, 1, 3), labels, 3)
     heads = Heads([TimidAndBold(), TimidAndBold()])
-    timid, bold = tune_loudness(heads, seen, "none")["loudness"]
+    timid, bold = tune_loudness(heads, seen)["loudness"]
     assert timid > 2 and 0 < bold < 0.2
-    few = tune_loudness(heads, seen.where(torch.arange(400) < 1), "none")["loudness"]
+    few = tune_loudness(heads, seen.where(torch.arange(400) < 1))["loudness"]
     assert (0.5 / math.e < few).all() and (few < 0.5 * math.e).all()  # One clip says little.
-
-
-class Knowing(Head):
-    """One path that is as sure as it should be where both classes are alike frequent."""
-
-    def forward(self, parts_NPK):
-        return parts_NPK[:, 0][None]
-
-
-def test_loudness_of_answers_that_know_no_frequencies():
-    torch.manual_seed(0)
-    labels = (torch.arange(20000) % 10 == 0).long()
-    evidence = torch.randn(20000) + (2 * labels - 1)  # Its log odds are twice itself.
-    clips = ClipSet(torch.stack([torch.zeros(20000), 2 * evidence], 1)[:, None], labels, 2)
-    heads = Heads([Knowing()])
-    assert tune_loudness(heads, clips, "softmax")["loudness"].item() == pytest.approx(1, abs=0.04)
-    assert tune_loudness(heads, clips, "none")["loudness"].item() < 0.95
