@@ -81,8 +81,9 @@ def choose(config: Config, clips: ClipSet, groups: list[str], device: torch.devi
             scored = score(candidate)
             lower, error = _difference(best.losses_N - scored.losses_N, groups)
             line = f"{name} {value}: loss {scored.losses_N.mean():.3f} ({-lower:+.3f} ± {error:.3f})"
-            tried.append(f"{line}, top-1 {scored.right_N.mean():.3f}{', taken' if lower > 2 * error else ''}")
-            if lower > 2 * error:
+            better = lower > 2 * error
+            tried.append(f"{line}, top-1 {scored.right_N.mean():.3f}{', taken' if better else ''}")
+            if better:
                 chosen[name] = value
                 config, best = candidate, scored
     return Choice(chosen, tried)
