@@ -21,9 +21,11 @@ class DataConfig:
     split: Annotated[int, Field(ge=1, le=3)] = 1
     """Which of the three official splits."""
     val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15
-    """Share of the training clips that is held out by group for validation, where the data set has none of its own."""
+    """Share of the training clips that is held out by group for validation, where the data set has none of its own; the
+    nearest of a half, a third, a fourth, ..."""
     test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Share of the clips that is held out by group for the test, where the data set has none of its own."""
+    """Share of the clips that is held out by group for the test, where the data set has none of its own; the nearest of
+    a half, a third, a fourth, ..."""
     split_seed: int = 0
     """Which groups are held out."""
 

@@ -19,9 +19,15 @@ import numpy as np
 
 from pipeline.config import DataConfig
 from pipeline.errors import ConfigError, KinemaError, printable
+from pipeline.settings import nearest
 
-VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
+VIDEO_SUFFIXES = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
+VIDEO_SUFFIXES |= {".wmv", ".flv", ".3gp"}
+HIDDEN = (".", "__MACOSX")
+"""How names begin that are not the user's: macOS leaves `._clip.mp4` beside a clip, which is no video."""
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validate", "validation"), "val")}
+"""What the splits are called by others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     layout = _detect_layout(config) if config.layout == "auto" else config.layout
     if layout != "folder" and not config.lists:
         raise ConfigError(f"data.lists: the layout '{layout}' needs it (the folder of lists, or the CSV file)")
+    if layout == "folder" and config.lists:
+        raise ConfigError(f"data.lists: the layout 'folder' does not read {config.lists}; take data.layout out")
     readers = {"ucf101": _read_ucf101, "hmdb51": _read_hmdb51, "folder": _read_folder}
     readers |= {"csv": _read_csv, "kinetics": _read_kinetics}
     clips, classes = readers[layout](config)
@@ -110,7 +118,9 @@ def load_dataset(config: DataConfig) -> Dataset:
         split = f"by group, seed {config.split_seed}"
     clips = _cut_missing_splits(clips, config)
     check_leaks(clips)
-    return Dataset(clips, classes or sorted({clip.label for clip in clips}), split)
+    classes = classes or sorted({clip.label for clip in clips})
+    _check_classes(clips, classes)
+    return Dataset(clips, classes, split)
 
 
 def check_leaks(clips: list[Clip]) -> None:
@@ -131,6 +141,16 @@ def check_leaks(clips: list[Clip]) -> None:
         )
 
 
+def _check_classes(clips: list[Clip], classes: list[str]) -> None:
+    """Stops where a class has no clip to learn from, and says which cannot be tested."""
+    absent = {split: sorted({*classes} - {clip.label for clip in clips if clip.split == split}) for split in SPLITS}
+    remedy = "a class needs clips of three groups (recordings) or more; another --data.split_seed may cut better"
+    if absent["train"]:
+        raise KinemaError(f"no training clip of {_some(absent['train'])} is left; {remedy}")
+    if absent["test"]:
+        print(f"the test split has no clip of {_some(absent['test'], 8)}, so nothing is known of them; {remedy}")
+
+
 def group_of(name: str, label: str) -> str:
     """Tells from a file's path, relative to the data root, what it was cut from.
 
@@ -146,12 +166,15 @@ def group_of(name: str, label: str) -> str:
 
 
 def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
-    """Chooses about `fraction` of the clips, whole groups, with the classes in proportion.
+    """Chooses one in round(1 / fraction) of the clips, whole groups, with the classes in proportion; where groups are
+    few, so that the fewest classes are missing from what is left, and then from what is held out.
 
     Returns:
         bool [len(clips)], True for those held out.
     """
-    return group_folds([clip.label for clip in clips], [clip.group for clip in clips], round(1 / fraction), seed)[0]
+    labels_N = np.array([clip.label for clip in clips])
+    folds = group_folds(labels_N.tolist(), [clip.group for clip in clips], round(1 / fraction), seed)
+    return max(folds, key=lambda held_N: (len({*labels_N[~held_N]}), len({*labels_N[held_N]})))
 
 
 def group_folds(labels: list[Any], groups: list[str], most: int, seed: int) -> np.ndarray:
@@ -271,34 +294,71 @@ def _read_hmdb51(config: DataConfig) -> tuple[list[Clip], list[str]]:
 def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """A folder a class, with clips at any depth; or such a tree below each of train/, test/ and perhaps val/."""
     root = config.root
-    split_roots = {split: root / split for split in SPLITS if (root / split).is_dir()}
-    given = {"train", "test"} <= split_roots.keys()
-    if split_roots and not given and {path.name for path in root.iterdir() if path.is_dir()} <= {*SPLITS}:
-        raise KinemaError(f"{root}: has {' and '.join(split_roots)} but needs both train and test, or a folder a class")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
+    split_of = {path: SPLIT_NAMES[path.name.lower()] for path in folders if path.name.lower() in SPLIT_NAMES}
+    given = {"train", "test"} <= {*split_of.values()}
+    if split_of and not given and len(split_of) == len(folders):
+        names = " and ".join(path.name for path in folders)
+        raise KinemaError(f"{root}: has {names} but needs both train and test, or a folder a class")
+    if given and len(split_of) < len(folders):
+        others = [path.name for path in folders if path not in split_of]
+        raise KinemaError(
+            f"{root}: has train and test, and beside them {_some(others)}; move these into one or the other"
+        )
     clips = []
-    for split, base in split_roots.items() if given else [("", root)]:
-        for path in sorted(base.rglob("*")):
+    for base, split in split_of.items() if given else [(root, "")]:
+        for path in _videos(base):
             relative = path.relative_to(base)
-            if path.suffix.lower() in VIDEO_SUFFIXES and len(relative.parts) > 1:
+            if len(relative.parts) > 1:
                 label, name = printable(relative.parts[0]), printable(path.relative_to(root).as_posix())
                 clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, []
 
 
-def _rows(config: DataConfig, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ('file:line', row) of a CSV file with a header."""
+def _videos(root: Path) -> list[Path]:
+    """Finds the video files at any depth, below links too; says how many files have other endings."""
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+    for folder, below, names in os.walk(root, followlinks=True):
+        here = os.path.join(os.path.realpath(folder), "")
+        inside = [name for name in below if not name.startswith(HIDDEN)]
+        # A link to a folder that it stands in would lead round and round.
+        below[:] = [
+            name for name in inside if not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
+        ]
+        for path in (Path(folder, name) for name in names if not name.startswith(HIDDEN)):
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                found.append(path)
+            else:
+                others[path.suffix] += 1
+    if others:
+        kinds = ", ".join(f"{count} x {suffix or 'no ending'}" for suffix, count in others.most_common(5))
+        print(f"{root}: passed over {others.total()} files that are no videos by their ending ({kinds})")
+    return sorted(found)
+
+
+def _rows(
+    config: DataConfig, needed: tuple[str, ...], known: tuple[str, ...] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields ('file:line', row) of a CSV file with a header, without blanks around names and values."""
     try:
         with config.lists.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            missing = [name for name in needed if name not in (reader.fieldnames or [])]
-            if missing:
+            reader = csv.DictReader(stream)
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+            if missing := [name for name in needed if name not in reader.fieldnames]:
                 raise KinemaError(f"{config.lists}:1: the header lacks {', '.join(missing)}")
+            if known and (unknown := [name for name in reader.fieldnames if name not in known]):
+                raise KinemaError(
+                    f"{config.lists}:1: unknown column '{unknown[0]}'{nearest(unknown[0], known)}; "
+                    f"there are {', '.join(known)}"
+                )
             for row in reader:
                 where = f"{config.lists}:{reader.line_num}"
                 if None in row or None in row.values():
                     raise KinemaError(f"{where}: expected {len(reader.fieldnames)} columns")
+                row = {name: value.strip() for name, value in row.items()}
                 for name in needed:
-                    if not row[name].strip():
+                    if not row[name]:
                         raise KinemaError(f"{where}: empty {name}")
                 yield where, row
     except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
@@ -318,7 +378,7 @@ def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[flo
 def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
     clips = []
-    for where, row in _rows(config, ("path", "label")):
+    for where, row in _rows(config, ("path", "label"), ("path", "label", "group", "split", "start", "end")):
         name, path = _existing(config.root, row["path"], where)
         label = printable(row["label"])
         start, end = _segment(row, where, "start", "end")
@@ -342,13 +402,12 @@ def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
     Videos vanish from the web, so rows without a file are counted and left out. As is the custom of the field, the
     validation list serves as the test where the real test is without labels.
     """
-    files = {path.stem: path for path in sorted(config.root.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES}
-    names = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+    files = {path.stem: path for path in _videos(config.root)}
     clips, absent = [], []
     for where, row in _rows(config, ("label", "youtube_id", "time_start", "time_end", "split")):
         start, end = _segment(row, where, "time_start", "time_end")
-        if row["split"] not in names:
-            raise KinemaError(f"{where}: split '{row['split']}' is none of {', '.join(names)}")
+        if row["split"] not in SPLIT_NAMES:
+            raise KinemaError(f"{where}: split '{row['split']}' is none of {', '.join(SPLIT_NAMES)}")
         stem = f"{row['youtube_id']}_{start:06.0f}_{end:06.0f}"
         trimmed = stem in files
         path = files.get(stem) or files.get(row["youtube_id"])
@@ -362,7 +421,7 @@ def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
                 path=path,
                 label=printable(row["label"]),
                 group=row["youtube_id"],
-                split=names[row["split"]],
+                split=SPLIT_NAMES[row["split"]],
                 start=None if trimmed else start,
                 end=None if trimmed else end,
             )

@@ -123,6 +123,37 @@ def test_train_and_val_folders_alone_are_refused(tmp_path):
         load_dataset(DataConfig(root=tmp_path))
 
 
+def test_folders_of_splits_go_by_other_names_too(tmp_path):
+    touch(tmp_path, *(f"{split}/a/{split}{n}.mp4" for split in ("Train", "Validation", "TEST") for n in range(3)))
+    dataset = load_dataset(DataConfig(root=tmp_path))
+    assert {split: len(dataset.of(split)) for split in ("train", "val", "test")} == {"train": 3, "val": 3, "test": 3}
+    touch(tmp_path, "walk/1.mp4")
+    with pytest.raises(KinemaError, match="beside them walk"):
+        load_dataset(DataConfig(root=tmp_path))
+
+
+def test_links_are_followed_and_what_macos_leaves_is_not_taken(tmp_path, capsys):
+    touch(tmp_path / "elsewhere", *(f"{n}.mp4" for n in range(9)))
+    touch(
+        tmp_path / "videos", *(f"walk/{n}.MTS" for n in range(9)), "walk/._0.mp4", "__MACOSX/walk/0.mp4", "walk/a.txt"
+    )
+    (tmp_path / "videos" / "run").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "videos" / "walk" / "again").symlink_to(tmp_path / "videos")
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos"))
+    assert dataset.classes == ["run", "walk"] and len(dataset.clips) == 18
+    assert "passed over 1 files that are no videos by their ending (1 x .txt)" in capsys.readouterr().out
+
+
+def test_classes_that_cannot_be_learned_or_tested_are_named(tmp_path, capsys):
+    rows = [("path", "label", "split"), ("0.mp4", "a", "train"), ("1.mp4", "a", "train"), ("2.mp4", "b", "test")]
+    touch(tmp_path, *(f"{number}.mp4" for number in range(6)))
+    with pytest.raises(KinemaError, match="no training clip of b is left"):
+        load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
+    rows += [("3.mp4", "c", "train"), ("4.mp4", "b", "train"), ("5.mp4", "c", "train")]
+    load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
+    assert "the test split has no clip of a, c" in capsys.readouterr().out
+
+
 def test_parts_of_one_file_are_one_group(tmp_path):
     names = [f"{number}.mp4" for number in range(12)]
     touch(tmp_path / "videos", *names)
@@ -153,6 +184,7 @@ def test_csv_with_segments_and_groups(tmp_path):
         ("path,label,start,end", "x.mp4,a,3,2", "list.csv:2: end 2 is not after start 3"),
         ("path,label,start,end", "x.mp4,a,soon,2", "list.csv:2: start and end are seconds"),
         ("path,label", "gone.mp4,a", "list.csv:2: no such file"),
+        ("path,label,grup", "x.mp4,a,1", "list.csv:1: unknown column 'grup'; did you mean 'group'"),
     ],
 )
 def test_wrong_csv_rows_are_named(tmp_path, header, row, message):
@@ -160,6 +192,23 @@ def test_wrong_csv_rows_are_named(tmp_path, header, row, message):
     (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
     with pytest.raises(KinemaError, match=message):
         load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "list.csv"))
+
+
+def test_blanks_and_capitals_in_a_csv_mean_nothing(tmp_path):
+    touch(tmp_path, *(f"{number}.mp4" for number in range(12)))
+    lines = [f"{number}.mp4, run ,session {number % 4}{' ' * (number % 3)}" for number in range(12)]
+    (tmp_path / "list.csv").write_text("Path , label,Group\n" + "\n".join(lines) + "\n")
+    dataset = load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "list.csv"))
+    assert {clip.group for clip in dataset.clips} == {f"session {number}" for number in range(4)}
+    assert dataset.classes == ["run"]
+
+
+def test_the_layout_of_folders_reads_no_list(tmp_path):
+    touch(tmp_path, "a/1.mp4")
+    with pytest.raises(ConfigError, match="the layout 'folder' does not read"):
+        load_dataset(
+            DataConfig(root=tmp_path, layout="folder", lists=write_csv(tmp_path / "list.csv", ("path", "label")))
+        )
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../secret.mp4"])
@@ -214,7 +263,7 @@ def test_holding_out_never_splits_a_group(pairs, fraction, seed):
     ]
     assume(max(Counter(clip.label for clip in clips).values()) > 1)
     held = hold_out(clips, fraction, seed)
-    assert held.sum() < len(clips)
+    assert 0 < held.sum() < len(clips)
     assert (held == hold_out(clips, fraction, seed)).all()
     marked = [
         Clip(id=c.id, path=None, label=c.label, group=c.group, split="val" if h else "train")
