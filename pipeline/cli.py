@@ -22,9 +22,17 @@ USAGE = {
     "train": "[--config FILE] [--run NAME] [--auto]",
     "evaluate": "RUN",
     "predict": "RUN VIDEO [VIDEO ...] [--json] [--top N]",
-    "failures": "CONFIG [--clip ID]",
+    "failures": "[--config FILE] [--clip ID]",
     "store": "[list | verify [--deep] [--mend] | prune [FINGERPRINT ...] [--orphans]] [--config FILE]",
 }
+
+
+OF_VERB = {
+    "evaluate": ("data", "store", "decode", "max_missing", "device", "tracking"),
+    "predict": ("device", "decode", "backbone.e", "backbone.p"),
+    "store": ("store",),
+}
+"""What can be set, where the bundle or the store itself settles the rest: names that begin so."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,13 +94,12 @@ def _run(argv: list[str]) -> None:
 
     usage = f"kinema {verb} {USAGE[verb]} [--SETTING VALUE ...]"
     parser = _Parser(prog=f"kinema {verb}", usage=usage, description=VERBS[verb], allow_abbrev=False)
-    if verb in ("extract", "train", "store"):
+    if verb in ("extract", "train", "failures", "store"):
         parser.add_argument("--config", type=Path, help="YAML file with settings; the defaults hold for the rest")
     if verb == "extract":
         parser.add_argument("--shard", type=_shard, metavar="I/N", default=(1, 1), help="only the I-th of N parts")
         parser.add_argument("--retry-failed", action="store_true", help="try clips again that ended two processes")
     if verb == "failures":
-        parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file with settings")
         parser.add_argument("--clip", metavar="ID", help="show what each decoder says of this clip")
     if verb == "store":
         parser.add_argument("action", nargs="?", choices=("list", "verify", "prune"), default="list", metavar="ACTION")
@@ -118,10 +125,7 @@ def _run(argv: list[str]) -> None:
         parser.add_argument(
             "--top", type=int, choices=range(1, 1001), metavar="N", default=5, help="how many classes (default: 5)"
         )
-    known = flatten(Config)
-    if verb in ("predict", "store"):  # The bundle, or the store itself, settles the rest.
-        needed = ("device", "decode", "backbone.e", "backbone.p") if verb == "predict" else ("store",)
-        known = {name: setting for name, setting in known.items() if name.startswith(needed)}
+    known = {name: setting for name, setting in flatten(Config).items() if name.startswith(OF_VERB.get(verb, ""))}
     groups: dict[str, Any] = {"": parser.add_argument_group("settings")}
     for name, setting in known.items():
         section = name.rpartition(".")[0]
@@ -133,7 +137,10 @@ def _run(argv: list[str]) -> None:
         metavar = "{" + ",".join(choices) + "}" if is_literal else choices[0].__name__.upper()
         groups[section].add_argument(f"--{name}", metavar=metavar, default=argparse.SUPPRESS, help=help_text)
     canonical = {f"--{name.replace('_', '-')}": f"--{name}" for name in known}  # --max-missing is --max_missing.
-    args, unknown = parser.parse_known_args([canonical.get(argument, argument) for argument in argv[1:]])
+    named = [argument.partition("=") for argument in argv[1:]]
+    args, unknown = parser.parse_known_args(
+        [canonical.get(name, name) + equals + value for name, equals, value in named]
+    )
     if unknown:
         option = unknown[0].split("=")[0]
         raise ConfigError(
@@ -156,7 +163,7 @@ def _run(argv: list[str]) -> None:
     elif verb == "failures":
         from pipeline.failures import show_failures
 
-        show_failures(build(Config, args.config, overrides), args.config, args.clip)
+        show_failures(build(Config, args.config, overrides), argv[1:], args.clip)
     elif verb == "store":
         from pipeline import upkeep
 

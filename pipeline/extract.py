@@ -141,6 +141,6 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     if given_up:
         print(f"not tried again: {given_up} clips that ended two processes before; --retry-failed tries them")
     if failed or given_up:
-        print(f"failures: {os.path.relpath(store.ledger)}, grouped by: kinema failures CONFIG")
+        print(f"failures: {os.path.relpath(store.ledger)}, grouped by kinema failures with the same settings")
     if (failed or given_up) and not done and not skipped:
         raise KinemaError(f"none of {len(clips)} clips could be read; the reasons are in {store.ledger}")

@@ -1,15 +1,14 @@
 """Which clips could not be read and why: for people, on demand.
 
-kinema failures configs/ucf101.yaml
+kinema failures --config configs/ucf101.yaml
 """
 
 import functools
 import re
 import shlex
 from collections import defaultdict
-from pathlib import Path
 
-from pipeline.config import Config, DecodeConfig
+from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
 from pipeline.decode import decode_clip
 from pipeline.errors import ConfigError, printable
@@ -18,7 +17,7 @@ from pipeline.timeline import read_timeline
 from pipeline.workers import Failure, run_isolated
 
 
-def show_failures(config: Config, config_file: Path, clip_id: str | None) -> None:
+def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
     """Prints the clips that could not be read, grouped by reason; or what each decoder says of one clip.
 
     Raises:
@@ -28,7 +27,7 @@ def show_failures(config: Config, config_file: Path, clip_id: str | None) -> Non
     if clip_id is not None:
         if clip_id not in clips:
             raise ConfigError(f"{printable(clip_id)}: no such clip in {config.data.lists or config.data.root}")
-        _examine(clips[clip_id], config.decode)
+        _examine(clips[clip_id], config)
         return
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
     failures = {name: line for name, line in store.failures().items() if name in clips and not store.find(clips[name])}
@@ -47,10 +46,10 @@ def show_failures(config: Config, config_file: Path, clip_id: str | None) -> Non
             print(f"    {printable(line['clip'])}")
         if len(lines) > 3:
             print(f"    and {len(lines) - 3} more")
-        print(f"  look at one: kinema failures {shlex.quote(str(config_file))} --clip {shlex.quote(lines[0]['clip'])}")
+        print(f"  look at one: {shlex.join(['kinema', 'failures', *arguments, '--clip', lines[0]['clip']])}")
 
 
-def _examine(clip: Clip, config: DecodeConfig) -> None:
+def _examine(clip: Clip, config: Config) -> None:
     print(f"{printable(clip.path)}: {clip.path.stat().st_size} bytes")
     looks = {
         "container": functools.partial(_look_at_container, config=config),
@@ -58,17 +57,17 @@ def _examine(clip: Clip, config: DecodeConfig) -> None:
         "pyav": functools.partial(_look_at_frames, config=config, decoder="pyav"),
     }
     for name, look in looks.items():
-        for _, outcome in run_isolated(look, [clip], 1, config.deadline, config.memory):
+        for _, outcome in run_isolated(look, [clip], 1, config.decode.deadline, config.decode.memory):
             print(f"  {name}: {printable(outcome.reason if isinstance(outcome, Failure) else outcome)}")
 
 
-def _look_at_container(clip: Clip, config: DecodeConfig) -> str:
-    timeline = read_timeline(clip.path, config.max_pixels, config.max_duration)
+def _look_at_container(clip: Clip, config: Config) -> str:
+    timeline = read_timeline(clip.path, config.decode.max_pixels, config.decode.max_duration)
     times_N = timeline.times_N
     counted = ", without presentation times" if timeline.counted else ""
     return f"{timeline.present} of {len(times_N)} frames over {times_N[-1] - times_N[0]:.2f} s{counted}"
 
 
-def _look_at_frames(clip: Clip, config: DecodeConfig, decoder: str) -> str:
-    decoded = decode_clip(clip.path, 16, clip.start, clip.end, config, (decoder,))
+def _look_at_frames(clip: Clip, config: Config, decoder: str) -> str:
+    decoded = decode_clip(clip.path, config.sampling.frames, clip.start, clip.end, config.decode, (decoder,))
     return f"{len(decoded.indices)} of {decoded.planned} frames, {decoded.frames.shape[2]}x{decoded.frames.shape[1]}"

@@ -58,7 +58,8 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
         told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
         if missing.total() > max_missing * len(headers):
             raise KinemaError(
-                f"{told}, more than --max-missing {max_missing:g} allows; kinema failures CONFIG tells the reasons"
+                f"{told}, more than --max-missing {max_missing:g} allows; "
+                "kinema failures with the same settings tells the reasons"
             )
         print(f"{told}, see {store.ledger}")
     partial = sum(header.frames < header.planned for header in found.values())

@@ -6,6 +6,7 @@ on the command line, which wins. Types are checked by pydantic; a name that nobo
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -50,9 +51,11 @@ def build(cls: type, file: Path | None, overrides: dict[str, str]) -> Any:
     Raises:
         ConfigError: the file cannot be read, a name is unknown, or a value has the wrong type.
     """
-    values = {name: (value, str(file)) for name, value in _read_yaml(file).items()} if file else {}
-    values |= {name: (value, "command line") for name, value in overrides.items()}
     known = flatten(cls)
+    sections = {name.rpartition(".")[0] for name in known}
+    values = {name: (value, str(file)) for name, value in _read_yaml(file).items()} if file else {}
+    values = {name: given for name, given in values.items() if given[0] is not None or name not in sections}
+    values |= {name: (value, "command line") for name, value in overrides.items()}
     for name, (value, source) in values.items():
         if name not in known:
             raise ConfigError(f"{source}: unknown setting '{name}'{nearest(name, known)}")
@@ -61,6 +64,8 @@ def build(cls: type, file: Path | None, overrides: dict[str, str]) -> Any:
         except pydantic.ValidationError as error:
             problem = error.errors()[0]["msg"].lower()
             raise ConfigError(f"{source}: {name}: {problem}, got {value!r}") from None
+        if isinstance(value, str) and value.startswith("~"):
+            values[name] = os.path.expanduser(value), source
     return pydantic.TypeAdapter(cls).validate_python(unflatten({name: value for name, (value, _) in values.items()}))
 
 
@@ -95,9 +100,21 @@ def yaml_differences(before: str, after: str, ignore: tuple[str, ...]) -> list[s
     return [f"{name}: {old.get(name)}, now {new.get(name)}" for name in names]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is given twice, of which YAML's own would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
+            names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), _Loader)
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the config: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

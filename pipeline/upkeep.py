@@ -78,7 +78,7 @@ def verify_store(root: Path, deep: bool, mend: bool) -> None:
     print(f"verify: {total}{' (mended)' if mend and found else ''}")
     unmended = found["orphan"] + found["unreadable"] if mend else found.total()
     if unmended:
-        advice = "kinema store prune --orphans removes orphans" if mend else "kinema store verify --mend mends them"
+        advice = "prune --orphans removes orphans" if mend else "verify --mend mends them"
         raise KinemaError(f"{root}: {unmended} entries are not right; {advice}")
 
 

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.cli import main
+from pipeline.config import Config, DataConfig
+from pipeline.settings import build
 from pipeline.store import decode_entry
 
 from conftest import REPOSITORY, kinema, write_video
@@ -33,7 +35,7 @@ def test_help_is_readable(verb, capsys):
     text = capsys.readouterr().out
     assert f"usage: kinema {verb}" in text
     assert "--decode.deadline FLOAT" in text and "Seconds that one clip may take" in text and "(default: 60.0)" in text
-    assert ("--head.hidden" in text) == (verb != "predict")
+    assert ("--head.hidden" in text) == (verb in ("extract", "train"))
 
 
 def test_wrong_arguments(tmp_path):
@@ -53,10 +55,22 @@ def test_wrong_arguments(tmp_path):
     fails(2, "device 'cuda:99' is not available", "extract", "--data.root", tmp_path, "--device", "cuda:99")
 
 
+def test_settings_may_be_written_in_several_ways(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("train:\n  # epochs: 3\nhead:\nstore: ~/features\n")
+    config = build(Config, tmp_path / "c.yaml", {"data.root": "~/videos"})
+    assert config == Config(store=tmp_path / "features", data=DataConfig(root=tmp_path / "videos"))
+    fails(2, "max_missing: input should be less than or equal to 1", "train", "--max-missing=2")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("head:\n  hiden: 3\n", "c.yaml: unknown setting 'head.hiden'; did you mean 'head.hidden'?"),
+        (
+            "head:\n  hidden: 3\ntrain:\n  epochs: 2\nhead:\n  layers: 2\n",
+            "c.yaml:5: not valid YAML: 'head' is given twice",
+        ),
         ("hed:\n  hidden: 3\n", "c.yaml: unknown setting 'hed.hidden'; did you mean 'head.hidden'?"),
         ("head:\n  hidden: wide\n", "c.yaml: head.hidden: input should be a valid integer"),
         ("head: [3\n", "c.yaml:2: not valid YAML"),
@@ -201,7 +215,7 @@ def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     assert all(f"1 {kind}" in out for kind in ("damaged", "touched", "outdated", "orphan"))
     assert error.splitlines()[-1].startswith("kinema: ") and "4 entries are not right" in error
     _, error = kinema("store", "verify", "--mend", *store, code=1)
-    assert "1 entries are not right; kinema store prune --orphans" in error
+    assert "1 entries are not right; prune --orphans" in error
     assert "removed 1 entries" in kinema("store", "prune", "--orphans", *store)[0]
     assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
     assert "2 done, 1 skipped, 0 failed" in extract(tmp_path)[0] and len(clips) == 4
@@ -234,14 +248,14 @@ def test_failures_are_grouped_and_can_be_looked_at(tmp_path):
         f"data: {{root: {tmp_path / 'videos'}}}\nstore: {tmp_path / 'store'}\nsampling: {{frames: 2}}\n"
         f"backbone: {{model: test_efficientnet, weights: {tmp_path / 'cnn.safetensors'}}}\n"
     )
-    out, _ = kinema("failures", tmp_path / "c.yaml")
+    out, _ = kinema("failures", "--config", tmp_path / "c.yaml")
     assert "4 of 8 clips could not be read" in out and "3 x Invalid data" in out and "1 x empty file" in out
-    assert f"kinema failures {tmp_path / 'c.yaml'} --clip Good/text0.avi" in out
-    out, _ = kinema("failures", tmp_path / "c.yaml", "--clip", "Good/0.mp4")
-    assert "container: 5 of 5 frames" in out and "decord: 4 of 4 frames" in out and "pyav: 4 of 4 frames" in out
-    out, _ = kinema("failures", tmp_path / "c.yaml", "--clip", "Good/text0.avi")
+    assert f"kinema failures --config {tmp_path / 'c.yaml'} --clip Good/text0.avi" in out
+    out, _ = kinema("failures", "--config", tmp_path / "c.yaml", "--clip", "Good/0.mp4")
+    assert "container: 5 of 5 frames" in out and "decord: 2 of 2 frames" in out and "pyav: 2 of 2 frames" in out
+    out, _ = kinema("failures", "--config", tmp_path / "c.yaml", "--clip", "Good/text0.avi")
     assert out.count("Invalid data") == 3
-    fails(2, "no such clip", "failures", tmp_path / "c.yaml", "--clip", "Good/none.avi")
+    fails(2, "no such clip", "failures", "--config", tmp_path / "c.yaml", "--clip", "Good/none.avi")
 
 
 def test_too_many_missing_clips_stop_training(tmp_path):
