@@ -116,6 +116,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
                 elif clip.id in deadly:
                     given_up += 1
                 else:
+                    store.check_owner(clip)
                     yield clip
                     continue
                 bar.initial += 1  # Not counted in the rate.

@@ -175,6 +175,27 @@ class FeatureStore:
                 path.unlink()
             return None
 
+    def check_owner(self, clip: Clip) -> None:
+        """Stops where the entry that a clip would replace is of another file, which is still there: two data sets that
+        share a store would compute such clips anew by turns.
+
+        Raises:
+            KinemaError: it is.
+        """
+        path = entry_path(self.folder, clip.id)
+        try:
+            with _opened(path) as file:
+                source = _about(file, path)["source"]
+            there = source.unchanged(Path(source.path)) and not source.is_at(clip.path)
+            if not there or source.sha256 == Source.of(clip.path).sha256:
+                return
+        except (OSError, DamagedEntry):
+            return
+        raise KinemaError(
+            f"{self.folder} has features of another file by the name of {clip.id}, {source.path}; "
+            "give each data set its own --store"
+        )
+
     def renew(self, clip: Clip) -> bool:
         """Notes the new time and place of a file that was touched, copied or moved; False if its content is another."""
         try:

@@ -228,3 +228,15 @@ def test_clips_of_one_file_have_entries_of_their_own(store, clip):
     store.write(clip, make_entry(clip, seed=1), ENGINE)
     store.write(part, make_entry(clip, seed=2), ENGINE)
     assert not np.array_equal(store.read(clip).features, store.read(part).features)
+
+
+def test_two_data_sets_in_one_store_are_told_apart(store, clip, entry, tmp_path):
+    """A name that both have would be computed by turns; a copy of the same file is no other."""
+    store.write(clip, entry, ENGINE)
+    copy_of_it = tmp_path / "copy.mp4"
+    copy_of_it.write_bytes(clip.path.read_bytes())
+    store.check_owner(dataclasses.replace(clip, path=copy_of_it))
+    copy_of_it.write_bytes(b"another video")
+    with pytest.raises(KinemaError, match="give each data set its own --store"):
+        store.check_owner(dataclasses.replace(clip, path=copy_of_it))
+    store.check_owner(dataclasses.replace(clip, id="Run/b.mp4", path=copy_of_it))
