@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.atomic import moved_into_place
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 
 LEAST_COSINE = 0.999
 """Least cosine of an engine's features to those of fp32, over the frames it is tried on, for it to be taken unasked."""
@@ -86,6 +86,9 @@ def choose(
                 measured.append(_measure(run, candidate, frames, expected))
             except ConfigError as error:
                 refusal = error
+            except Exception as error:  # Whatever an engine has against this model, another may run it.
+                refusal = ConfigError(f"{' '.join(candidate)} cannot run this model: {first_line(error)}")
+                print(refusal, file=sys.stderr)
         if not measured:
             raise refusal
         right = [choice for choice in measured if choice.cosine >= LEAST_COSINE] or measured

@@ -136,6 +136,14 @@ def test_an_engine_is_chosen_once_and_only_if_it_is_right(tmp_path, monkeypatch,
     assert engines.choose(network, CPU, "torch", "fp32", shape, "one layer").engine == "torch"
 
 
+def test_an_engine_that_cannot_run_a_model_is_passed_over(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(engines, "_start_openvino", lambda parts, blank: parts[1])  # An error of its own kind.
+    choice = engines.choose(OneLayer().eval(), CPU, "auto", "fp32", (3, 32, 32), "one layer")
+    assert choice.engine == "torch" and "openvino fp32 cannot run this model" in capsys.readouterr().err
+
+
 def test_openvino_sends_no_telemetry():
     require_openvino()
     engines.start(torch.nn.Flatten(), CPU, "openvino", "fp32", (3, 8, 8))
