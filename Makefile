@@ -1,9 +1,12 @@
-# Every target makes the environment first if it is not there. Variables: CONFIG=, RUN=, VIDEO=, ARGS= (more arguments).
+# Every target makes the environment first if it is not there. Variables: CONFIG=, RUN=, VIDEO=, ARGS= (more arguments);
+# of bench: OUT= (a folder), CLIPS= (how many it goes up to), ARGS= (more arguments of scripts/bench/extraction.py).
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
 RUN ?= $(basename $(notdir $(CONFIG)))
 DEMO_GROUPS ?= 24
 DEMO_CLIPS ?= 3
+CLIPS ?= 1000
+OUT ?= data/bench
 BIN := .venv/bin
 BUNDLE = $(if $(findstring /,$(RUN)),$(RUN),data/runs/$(RUN))
 
@@ -53,8 +56,12 @@ lint: setup ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: setup demo-data ## Measure decoding, CNN and both together on this machine
-	$(BIN)/python scripts/bench/extraction.py $(ARGS)
+bench: demo ## Measure this machine, in half an hour or so: tables and rates go to OUT
+	$(BIN)/python scripts/bench/extraction.py --out $(OUT)/extraction $(ARGS)
+	$(BIN)/python scripts/bench/heads.py --out $(OUT)/heads
+	$(BIN)/python scripts/bench/loading.py --out $(OUT)/loading
+	$(BIN)/python scripts/bench/latency.py --run data/runs/demo --video data/demo/videos/Grow/v_Grow_g01_c01.* --out $(OUT)/latency
+	$(BIN)/python scripts/bench/scale.py --clips $(CLIPS) --work $(OUT)/work --out $(OUT)/scale
 
 clean: ## Remove the demo and all caches; keeps your data, features and runs
 	rm -rf data/demo data/runs/demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -20,10 +20,10 @@ class _Lines:
         self.stream.flush()
 
 
-def progress(what: str, total: int, unit: str, start: int = 0) -> tqdm:
+def progress(what: str, total: int, unit: str) -> tqdm:
     """Returns a tqdm bar with rate and time left; call its `update`, and use it as a context manager."""
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=what, unit=f" {unit}", initial=start, dynamic_ncols=True)
+        return tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True)
     layout = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"
     lines = _Lines(sys.stderr)
-    return tqdm(total=total, desc=what, unit=f" {unit}", initial=start, file=lines, mininterval=10, bar_format=layout)
+    return tqdm(total=total, desc=what, unit=f" {unit}", file=lines, mininterval=10, bar_format=layout)

@@ -1,20 +1,25 @@
-"""Train and evaluate one config over the three official splits and several seeds, and compare the classifiers.
+"""Train and evaluate one config over three splits and several seeds, and compare the classifiers.
 
     python scripts/splits_and_seeds.py --config configs/ucf101.yaml --seeds 0 1 2
 
-Further arguments go to `kinema train` as they are, such as `--head.hidden 64`. A bundle is named
+The splits are the official ones, or, where the data set has none, three cuts by group (`data.split_seed` 1, 2, 3).
+Further arguments go to `kinema extract` and `kinema train` as they are, such as `--head.hidden 64`. A bundle is named
 `<config>-s<split>-r<seed>`.
 """
 
 import argparse
 import csv
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.config import Config
+from pipeline.data import load_dataset
 from pipeline.metrics import group_interval
+from pipeline.settings import build
 
 
 def main() -> None:
@@ -25,16 +30,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args, settings = parser.parse_known_args()
 
-    kinema = [sys.executable, "-m", "pipeline.cli"]
+    split_of_set = load_dataset(build(Config, args.config, {}).data).split
+    if split_of_set == "given" and len(args.splits) > 1:
+        raise SystemExit(f"the data set of {args.config} names its one split: add --splits 1")
+    varied = "--data.split" if isinstance(split_of_set, int) else "--data.split_seed"
+
+    def kinema(verb: str, *arguments: object) -> None:
+        command = [sys.executable, "-m", "pipeline.cli", verb, *map(str, arguments)]
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"failed: kinema {shlex.join(command[3:])}")
+
     runs = []
     for split in args.splits:
-        extract = [*kinema, "extract", "--config", str(args.config), "--data.split", str(split)]
-        subprocess.run(extract, check=True)  # HMDB51's splits leave out different clips.
+        of_split = ["--config", args.config, varied, split, *settings]
+        kinema("extract", *of_split)  # HMDB51's splits are of different clips.
         for seed in args.seeds:
             run = args.runs / f"{args.config.stem}-s{split}-r{seed}"
-            chosen = ["--data.split", str(split), "--train.seed", str(seed), "--runs", str(args.runs), *settings]
-            subprocess.run([*kinema, "train", "--config", str(args.config), "--run", run.name, *chosen], check=True)
-            subprocess.run([*kinema, "evaluate", str(run)], check=True)
+            kinema("train", *of_split, "--train.seed", seed, "--runs", args.runs, "--run", run.name)
+            kinema("evaluate", run)
             with (run / "predictions.csv").open(newline="") as stream:
                 runs.append(list(csv.DictReader(stream)))
 

@@ -62,7 +62,7 @@ def main() -> None:
         files = {entries: [entry_path(store.folder, clip.id) for clip in clips], one_file: [packed]}
         rates: dict[str, list[float]] = {}
         for number in tqdm(range(args.rounds + 1), "rounds", disable=None):
-            for heat in ("warm", "cold"):
+            for heat in ("warm", "cold") if hasattr(os, "posix_fadvise") else ("warm",):
                 for read, paths in files.items():
                     seconds = timed(read, paths if heat == "cold" else [])
                     if number:

@@ -4,8 +4,8 @@
 
 Links to real files, decoded anew for each, make a set with UCF101's numbers: 101 classes, 25 groups, 13,320 clips, of
 which groups 1 to 7 are the test split. Labels are arbitrary, so the accuracy means nothing. Extraction, training and
-evaluation are the commands that a user runs. What has been measured is kept in the folder `--work`, so that a run that
-was stopped goes on; extraction alone must be measured in one go.
+evaluation are the commands that a user runs. A run that was stopped goes on from what the folder `--work` keeps until
+the end; extraction alone must be measured in one go.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import math
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path, default=Path("data/demo/videos"), help="folder, searched at any depth")
     parser.add_argument("--clips", type=int, default=13_320)
-    parser.add_argument("--work", type=Path, default=Path("data/bench"), help="folder for links, features and runs")
+    parser.add_argument("--work", type=Path, default=Path("data/scale"), help="folder for links, features and runs")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
     args = parser.parse_args()
 
@@ -48,19 +49,23 @@ def main() -> None:
         "train": lambda: seconds_of(kinema(train)),
         "evaluate": lambda: seconds_of(kinema(["evaluate", run])),
     }
-    counts = [clips for clips in (*PARTS, args.clips) if clips <= args.clips]
+    counts = sorted({*(clips for clips in PARTS if clips < args.clips), args.clips})
     for name, measure in {"find entries": find, "load features": load, "train an epoch": train_an_epoch}.items():
         stages[name] = lambda measure=measure: [alone(measure, work, clips) for clips in counts]
     kept = work / "measured.json"
     measured = json.loads(kept.read_text()) if kept.exists() else {}
     if not measured and (work / "store").exists():
         raise SystemExit(f"{work}: extraction was stopped, so its time is not known; delete the folder and begin anew")
-    measured |= {"files": files, "clips": args.clips}
+    about = {"files": files, "clips": args.clips}
+    if measured and not about.items() <= measured.items():
+        raise SystemExit(f"{work}: other clips were measured there; delete the folder and begin anew")
+    measured |= about
     for name, stage in stages.items():
         if name not in measured:
             measured[name] = stage()
             kept.write_text(json.dumps(measured, indent=1) + "\n")
     publish(rows(measured), f"{files} files behind {args.clips} clips", measured, args.out)
+    shutil.rmtree(work)
 
 
 def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -121,9 +126,11 @@ def extraction(command: list[Any]) -> list[dict[str, float]]:
     for line in process.stderr:
         sys.stderr.write(line)
         done = re.match(r"extract: (\d+)/(\d+)", line)
-        if done and (int(done[1]) >= (*PARTS, math.inf)[len(marks)] or done[1] == done[2]):
+        reached = int(done[1]) if done else 0
+        is_mark = reached >= (*PARTS, math.inf)[min(len(marks), len(PARTS))] or done and done[1] == done[2]
+        if is_mark and (not marks or reached > marks[-1]["clips"]):
             memory = psutil.Process(process.pid).memory_info().rss / 2**20
-            marks.append({"clips": int(done[1]), "seconds": round(time.monotonic() - began, 1), "MiB": round(memory)})
+            marks.append({"clips": reached, "seconds": round(time.monotonic() - began, 1), "MiB": round(memory)})
     if process.wait():
         raise SystemExit("extraction failed")
     return marks
