@@ -1,9 +1,8 @@
 """Kinema: video action recognition from cached frozen-CNN features and a bidirectional LSTM.
 
-The data flows one way, a file importing only from those before it:
-`data` -> `sampling` -> `timeline` -> `decode` -> `workers` -> `frames` -> `views` -> `engines` -> `backbone` -> `store`
--> `extract`, `upkeep` and `failures`, then `head` -> `fit` -> `choose` -> `bundle` -> `tracking` -> `train` ->
-`metrics` -> `report` -> `evaluate` and `predict`.
-`config` (all settings, declared and read by `settings`), `device`, `errors`, `atomic` (files whole or not at all) and
-`progress` stand below all of them; `cli` is the way in.
+The data flows one way, a file importing only from those before it. Below all stand `errors`, `atomic` (files whole or
+not at all), `progress`, `settings` (how settings are declared and read), `config` (all of them) and `device`. Then
+`data` -> `sampling` -> `timeline` -> `decode` -> `workers` -> `frames` -> `views` -> `engines` -> `backbone` ->
+`store` -> `extract`, `upkeep` and `failures`, then `head` -> `loading` -> `fit` -> `choose` -> `bundle` -> `tracking`
+-> `train` -> `metrics` -> `report` -> `evaluate` and `predict`. `cli` is the way in.
 """

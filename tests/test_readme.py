@@ -5,10 +5,11 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
+
+import pipeline
 
 from conftest import REPOSITORY
 
@@ -50,7 +51,12 @@ def test_the_commands_of_the_readme(tmp_path):
         assert json.loads((copy / "data/runs" / run / "metrics.json").read_text())["n_clips"] > 0
 
 
-def test_every_file_of_the_package_is_in_the_readme():
-    readme = (REPOSITORY / "README.md").read_text() + (REPOSITORY / "pipeline" / "__init__.py").read_text()
-    stems = {Path(name).stem for name in os.listdir(REPOSITORY / "pipeline") if name.endswith(".py")} - {"__init__"}
-    assert not [stem for stem in stems if stem not in readme]
+def test_a_file_imports_only_from_those_before_it():
+    """In the order in which `pipeline/__init__.py` names them all."""
+    order = re.findall(r"`(\w+)`", pipeline.__doc__)
+    files = {file.stem: file.read_text() for file in (REPOSITORY / "pipeline").glob("[!_]*.py")}
+    assert sorted(order) == sorted(files)
+    for stem, code in files.items():
+        imported = re.findall(r"^(?: *)from pipeline(?:\.(\w+))? import (.*)", code, re.MULTILINE)
+        names = {name for module, rest in imported for name in ([module] if module else rest.split(", "))}
+        assert not {name for name in names if order.index(name) >= order.index(stem)}, stem
