@@ -29,7 +29,7 @@ CANDIDATES = {
     "head.dropout": (0.3, 0.7),
 }
 """Values that are tried beside the one that is set, one setting after the other."""
-FOLDS = 4
+FOLDS = 3
 
 
 class Choice(NamedTuple):

@@ -157,8 +157,8 @@ def tune_loudness(heads: Heads, clips: ClipSet) -> Tensors:
 
     A path that is sure of itself need not be right: what fits the clips that it has learned from may be bold on others,
     or timid. So each is scaled, as temperature scaling does (Guo et al., ICML 2017), for the greatest likelihood; a
-    normal prior on the logarithm of the scale keeps it near the usual loudness where clips are few. The scale is the
-    same for all heads, and a clip counts once.
+    normal prior on the logarithm of the scale, with a deviation of a half, keeps it near the usual loudness where clips
+    are few. The scale is the same for all heads, and a clip counts once.
 
     Args:
         heads: of one kind, on the CPU.
@@ -185,7 +185,8 @@ def _loudness(heads: list[Head], clips: ClipSet) -> torch.Tensor:
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         logits = (logs * (heads[0].loudness * change.exp())[:, None, None]).sum(0)
-        loss = nn.functional.cross_entropy(logits, labels) + change.square().sum() / 2 / len(clips.labels_N)
+        prior = (change / 0.5).square().sum() / 2
+        loss = nn.functional.cross_entropy(logits, labels) + prior / len(clips.labels_N)
         loss.backward()
         return loss
 
