@@ -332,7 +332,7 @@ def _videos(root: Path) -> list[Path]:
             else:
                 others[path.suffix] += 1
     if others:
-        kinds = ", ".join(f"{count} x {suffix or 'no ending'}" for suffix, count in others.most_common(5))
+        kinds = ", ".join(f"{count} x {printable(suffix) or 'no ending'}" for suffix, count in others.most_common(5))
         print(f"{root}: passed over {others.total()} files that are no videos by their ending ({kinds})")
     return sorted(found)
 
@@ -343,7 +343,7 @@ def _rows(
     """Yields ('file:line', row) of a CSV file with a header, without blanks around names and values."""
     try:
         with config.lists.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(stream, skipinitialspace=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
             if missing := [name for name in needed if name not in reader.fieldnames]:
                 raise KinemaError(f"{config.lists}:1: the header lacks {', '.join(missing)}")
