@@ -316,21 +316,22 @@ def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
 
 
 def _videos(root: Path) -> list[Path]:
-    """Finds the video files at any depth, below links too; says how many files have other endings."""
+    """Finds the video files at any depth, below links too; says how many files have other endings. A folder by the name
+    of a video is given as well, so that it is told of as one that cannot be read."""
     found: list[Path] = []
     others: Counter[str] = Counter()
-    for folder, below, names in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, followlinks=True):
         here = os.path.join(os.path.realpath(folder), "")
-        inside = [name for name in below if not name.startswith(HIDDEN)]
-        # A link to a folder that it stands in would lead round and round.
-        below[:] = [
-            name for name in inside if not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
-        ]
-        for path in (Path(folder, name) for name in names if not name.startswith(HIDDEN)):
+        below[:] = [name for name in below if not name.startswith(HIDDEN)]
+        for path in (Path(folder, name) for name in below + files if not name.startswith(HIDDEN)):
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 found.append(path)
-            else:
+            elif path.name in files:
                 others[path.suffix] += 1
+        # A link to a folder that it stands in would lead round and round.
+        below[:] = [
+            name for name in below if not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
+        ]
     if others:
         kinds = ", ".join(f"{count} x {printable(suffix) or 'no ending'}" for suffix, count in others.most_common(5))
         print(f"{root}: passed over {others.total()} files that are no videos by their ending ({kinds})")

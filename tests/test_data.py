@@ -138,9 +138,10 @@ def test_links_are_followed_and_what_macos_leaves_is_not_taken(tmp_path, capsys)
         tmp_path / "videos", *(f"walk/{n}.MTS" for n in range(9)), "walk/._0.mp4", "__MACOSX/walk/0.mp4", "walk/a.txt"
     )
     (tmp_path / "videos" / "run").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "videos" / "run" / "folder.mp4").mkdir()
     (tmp_path / "videos" / "walk" / "again").symlink_to(tmp_path / "videos")
     dataset = load_dataset(DataConfig(root=tmp_path / "videos"))
-    assert dataset.classes == ["run", "walk"] and len(dataset.clips) == 18
+    assert dataset.classes == ["run", "walk"] and len(dataset.clips) == 19
     assert "passed over 1 files that are no videos by their ending (1 x .txt)" in capsys.readouterr().out
 
 
