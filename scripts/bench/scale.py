@@ -89,7 +89,7 @@ def make_links(videos: Path, clips: int, work: Path) -> int:
     files = [path.resolve() for path in sorted(videos.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
     lists: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
     for number in range(clips):
-        group, label, take = number % GROUPS + 1, number // GROUPS % CLASSES, number // (GROUPS * CLASSES) + 1
+        group, label, take = GROUPS - number % GROUPS, number // GROUPS % CLASSES, number // (GROUPS * CLASSES) + 1
         file = files[number % len(files)]
         name = f"C{label:03}/v_C{label:03}_g{group:02}_c{take:02}{file.suffix}"
         link = work / "videos" / name
@@ -97,7 +97,8 @@ def make_links(videos: Path, clips: int, work: Path) -> int:
         if not link.is_symlink():
             link.symlink_to(file)
         lists["testlist01.txt" if group <= TEST_GROUPS else "trainlist01.txt"].append(name)
-    lists["classInd.txt"] = [f"{label + 1} C{label:03}" for label in range(CLASSES)]
+    # With fewer clips than of UCF101 there are fewer classes too.
+    lists["classInd.txt"] = [f"{label + 1} C{label:03}" for label in range(min(CLASSES, -(-clips // GROUPS)))]
     (work / "lists").mkdir(exist_ok=True)
     for name, lines in lists.items():
         (work / "lists" / name).write_text("\n".join(lines) + "\n")
