@@ -88,7 +88,8 @@ def choose(
                 refusal = error
             except Exception as error:  # Whatever an engine has against this model, another may run it.
                 refusal = ConfigError(f"{' '.join(candidate)} cannot run this model: {first_line(error)}")
-                print(refusal, file=sys.stderr)
+                if "auto" in (engine, precision):
+                    print(refusal, file=sys.stderr)
         if not measured:
             raise refusal
         right = [choice for choice in measured if choice.cosine >= LEAST_COSINE] or measured
