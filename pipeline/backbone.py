@@ -87,7 +87,7 @@ class Backbone:
         Returns:
             float16 [N,D].
         """
-        return self._run(frames_N3HW).astype(np.float16)
+        return self._run(frames_N3HW).astype(np.float16, copy=False)
 
     # Chosen and started at first use: many users of a backbone need only its description.
     @functools.cached_property
