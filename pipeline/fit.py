@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
+from pipeline.device import recorded
 from pipeline.head import HEADS, Head, Heads
 from pipeline.loading import ClipSet
 
@@ -99,11 +100,25 @@ def fit(
         )
         return losses.mean()
 
+    def gradients(parts_HBPK: torch.Tensor, labels_HB: torch.Tensor) -> tuple[list[torch.Tensor], ...]:
+        """Returns each head's gradients, bounded, in the order of the weights; the norms [H] that they had; the losses
+        [H]."""
+        losses_H = vmap(loss, randomness="different")(weights, parts_HBPK, labels_HB, class_weights_HC, prior_HC)
+        found = torch.autograd.grad(losses_H.sum(), list(weights.values()))
+        gradients = [gradient.contiguous() for gradient in found]  # AdamW, fused, takes them to be.
+        return gradients, _clip(gradients, config.clip_grad), losses_H.detach()
+
     loudness = heads[0].loudness[:, None, None]  # As usual: what suits these clips is found later.
 
     def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:
         return (functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1) * loudness).sum(0)
 
+    sizes = {len(batch) for batch in torch.empty(clips_an_epoch).split(batch_size)}  # The last one is smaller.
+    gradients_of = dict.fromkeys(sizes, gradients)
+    if device.type == "cuda":
+        for size in sizes:
+            example = parts_NPK[torch.zeros(len(heads), size, dtype=torch.long)]
+            gradients_of[size] = recorded(gradients, example.to(device), labels_N[:1].repeat(len(heads), size))
     for epoch in range(len(history), config.epochs):
         began = time.monotonic()
         torch.manual_seed(config.seed * 1_000_003 + epoch)
@@ -118,12 +133,13 @@ def fit(
             share = _share_of_peak(step / (config.epochs * steps_an_epoch), config.warmup)
             optimizer.param_groups[0]["lr"] = config.learning_rate * share
             batch = parts_NPK[batch_HB].to(device), labels_N[batch_HB.to(device)]
-            losses_H = vmap(loss, randomness="different")(weights, *batch, class_weights_HC, prior_HC)
-            optimizer.zero_grad()
-            losses_H.sum().backward()
-            norms.append(_clip_gradients(weights, config.clip_grad))
+            found, norms_H, losses_H = gradients_of[batch_HB.shape[1]](*batch)
+            for weight, gradient in zip(weights.values(), found, strict=True):
+                weight.grad = gradient
             optimizer.step()
-            losses.append(losses_H.detach())  # Not read before the end of the epoch: the GPU need not wait for us.
+            # Not read before the end of the epoch: the GPU need not wait for us.
+            norms.append(norms_H.clone())
+            losses.append(losses_H.clone())
         record = {
             "epoch": epoch + 1,
             "loss": torch.stack(losses).mean().item(),
@@ -230,9 +246,8 @@ def _order(learns_N: torch.Tensor, labels_N: torch.Tensor, imbalance: str, seed:
     return clips[torch.randperm(len(clips), generator=rng)]
 
 
-def _clip_gradients(weights: Tensors, most: float) -> torch.Tensor:
-    """Bounds the norm of each head's gradient, [H], and returns what it was."""
-    gradients = [weight.grad for weight in weights.values()]
+def _clip(gradients: Iterable[torch.Tensor], most: float) -> torch.Tensor:
+    """Bounds the norm of each head's gradients in place, and returns what it was, [H]."""
     norms_H = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     factors_H = (most / (norms_H + 1e-6)).clamp(max=1)
     for gradient in gradients:

@@ -10,11 +10,14 @@ from pipeline.head import HEADS, Head, Heads
 from pipeline.loading import ClipSet
 
 CPU = torch.device("cpu")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, NO_GPU])]
 
 
-def train(kind, config, clips, learns, checkpoint=None, **settings):
+def train(kind, config, clips, learns, checkpoint=None, device=CPU, log=lambda record: None, **settings):
     head_config = HeadConfig(kind=kind, hidden=16, **settings)
-    return fit(head_config, config, clips, learns, CPU, lambda record: None, not learns.all(), checkpoint)
+    heads, history = fit(head_config, config, clips, learns, device, log, not learns.all(), checkpoint)
+    return heads.cpu(), history
 
 
 @pytest.mark.parametrize(
@@ -28,17 +31,18 @@ def test_uneven_classes(imbalance, expected):
     assert heads(clips.parts_NPK)[0, 0, :2].softmax(0)[0].item() == pytest.approx(expected, abs=0.04)
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("kind", HEADS)
-def test_heads_side_by_side_are_those_trained_alone(kind):
+def test_heads_side_by_side_are_those_trained_alone(kind, device):
     torch.manual_seed(0)
     clips = ClipSet(torch.randn(40, 7, 12), torch.randint(0, 3, (40,)), 3)
     learns = torch.stack([torch.randperm(40) < 27 for _ in range(4)])
     config = TrainConfig(epochs=5, batch_size=8, clip_grad=0.5, imbalance="weights")
-    together, history = train(kind, config, clips, learns, dropout=0)
+    together, history = train(kind, config, clips, learns, device=device, dropout=0)
     val_losses = []
     for number, head in enumerate(together):
         one = dataclasses.replace(config, seed=1000 * number)
-        [alone], record = train(kind, one, clips, learns[number : number + 1], dropout=0)
+        [alone], record = train(kind, one, clips, learns[number : number + 1], device=device, dropout=0)
         val_losses.append(record[-1]["val_loss"])
         torch.testing.assert_close(head(clips.parts_NPK), alone(clips.parts_NPK), rtol=1e-3, atol=1e-3)
     assert len(set(val_losses)) == 4
@@ -57,12 +61,13 @@ def test_each_head_learns_from_its_own_clips_alone():
     assert (second == (labels[:25] + 1) % 3).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("kind", ["bilstm", "convolution"])
-def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path, kind):
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path, kind, device):
     torch.manual_seed(0)
     clips, learns = ClipSet(torch.randn(20, 7, 12), torch.randint(0, 3, (20,)), 3), torch.ones(2, 20, dtype=torch.bool)
     config, file = TrainConfig(epochs=6, batch_size=8), Checkpoint(tmp_path / "checkpoint.safetensors", "")
-    whole, expected = train(kind, config, clips, learns)
+    whole, expected = train(kind, config, clips, learns, device=device)
 
     class Stop(Exception):
         pass
@@ -72,8 +77,8 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path, kind):
             raise Stop
 
     with pytest.raises(Stop):
-        fit(HeadConfig(kind=kind, hidden=16), config, clips, learns, CPU, stop, checkpoint=file)
-    resumed, history = train(kind, config, clips, learns, file)
+        train(kind, config, clips, learns, file, device, stop)
+    resumed, history = train(kind, config, clips, learns, file, device)
     assert [record["loss"] for record in history] == [record["loss"] for record in expected]
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value)
