@@ -29,6 +29,7 @@ WORKERS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=512, help="clips an epoch")
+    parser.add_argument("--epochs", type=int, default=1, help="of the heads; the plain loop runs one")
     parser.add_argument("--heads", type=int, nargs="+", default=[8, 32], help="how many at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
@@ -42,8 +43,8 @@ def main() -> None:
 
     def side_by_side(heads: int) -> int:
         learns_HN = torch.ones(heads, args.clips, dtype=torch.bool)
-        fit(head, TrainConfig(epochs=1), clips, learns_HN, device, lambda _: None)
-        return heads * args.clips
+        fit(head, TrainConfig(epochs=args.epochs), clips, learns_HN, device, lambda _: None)
+        return heads * args.clips * args.epochs
 
     with tempfile.TemporaryDirectory(prefix="kinema-bench-") as folder:
         for number in range(args.clips):
@@ -58,7 +59,7 @@ def main() -> None:
         count = int(name.split()[0]) if name.endswith("at once") else 1
         cost = "" if name == "plain loop" else f"{count * ratio(rates['one head'], values):.1f}"
         rows.append((name, f"{statistics.median(values):.0f}", f"{ratio(values, rates['plain loop']):.1f}", cost))
-    about = f"epochs of {args.clips} clips, medians of {args.rounds} rounds"
+    about = f"{args.epochs} epochs of {args.clips} clips, medians of {args.rounds} rounds"
     publish(rows, about, {"clips_times_heads_per_second": rates}, args.out)
 
 
