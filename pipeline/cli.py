@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import ConfigError, KinemaError, printable
+from pipeline.errors import ConfigError, KinemaError, first_line, printable
 
 VERBS = {
     "extract": "compute and cache the features of a data set",
@@ -58,6 +58,12 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"kinema: {printable(line)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which not every verb imports.
+            raise
+        reason = first_line(error).rstrip(".")
+        print(f"kinema: {reason}; end what else uses the GPU, or use --device cpu", file=sys.stderr)
+        return KinemaError.exit_code
     except KeyboardInterrupt as stop:
         print("kinema: interrupted; what is done is kept, the same command goes on from here", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)

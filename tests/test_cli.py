@@ -369,6 +369,14 @@ def test_broken_bundles_are_refused_in_one_line(trained, tmp_path):
     fails(1, "model.safetensors is missing", "evaluate", copy)
 
 
+def test_a_full_gpu_is_told_in_a_line(monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+
+    monkeypatch.setattr("pipeline.train.train", out_of_memory)  # No GPU is at hand to fill.
+    fails(1, "Tried to allocate 2.00 GiB; end what else uses the GPU, or use --device cpu", "train")
+
+
 def test_tracking_off_works_without_wandb(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # An import of it would now fail.
     kinema("evaluate", trained)
