@@ -108,11 +108,6 @@ def fit(
         gradients = [gradient.contiguous() for gradient in found]  # AdamW, fused, takes them to be.
         return gradients, _clip(gradients, config.clip_grad), losses_H.detach()
 
-    loudness = heads[0].loudness[:, None, None]  # As usual: what suits these clips is found later.
-
-    def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:
-        return (functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1) * loudness).sum(0)
-
     sizes = {len(batch) for batch in torch.empty(clips_an_epoch).split(batch_size)}  # The last one is smaller.
     gradients_of = dict.fromkeys(sizes, gradients)
     if device.type == "cuda":
@@ -147,18 +142,8 @@ def fit(
             "grad_norm": torch.stack(norms).mean().item(),
         }
         if validate:
-            skeleton.eval()
-            val_losses, hits = [], []
-            for some in (~learns_HN).any(0).nonzero()[:, 0].split(1024):
-                parts, labels = parts_NPK[some.to(parts_NPK.device)].to(device), labels_N[some.to(device)]
-                with torch.no_grad():
-                    logits_HBC = vmap(logits, in_dims=(0, None))(weights, parts)
-                unseen_HB = ~learns_HN[:, some].to(device)
-                unseen, labels = logits_HBC[unseen_HB], labels.expand(len(heads), -1)[unseen_HB]
-                val_losses.append(nn.functional.cross_entropy(unseen, labels, reduction="none"))
-                hits.append(unseen.argmax(1) == labels)
-            record["val_loss"] = torch.cat(val_losses).mean().item()
-            record["val_top1"] = torch.cat(hits).float().mean().item()
+            loudness = heads[0].loudness  # The usual: what suits these clips is found later.
+            record |= _validate(skeleton.eval(), weights, loudness, parts_NPK, labels_N, learns_HN)
         history.append(record | {"seconds": time.monotonic() - began})
         if checkpoint:
             _save(checkpoint, weights, optimizer, history)
@@ -244,6 +229,31 @@ def _order(learns_N: torch.Tensor, labels_N: torch.Tensor, imbalance: str, seed:
         rarity = 1 / torch.bincount(labels_N[clips])[labels_N[clips]]
         return clips[torch.multinomial(rarity, len(clips), True, generator=rng)]
     return clips[torch.randperm(len(clips), generator=rng)]
+
+
+@torch.no_grad()
+def _validate(
+    skeleton: nn.Module,
+    weights: Tensors,
+    loudness: torch.Tensor,
+    parts_NPK: torch.Tensor,
+    labels_N: torch.Tensor,
+    learns_HN: torch.Tensor,
+) -> dict[str, float]:
+    """Tries each head on the clips that it does not learn from; means over all."""
+
+    def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:
+        return (functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1) * loudness[:, None, None]).sum(0)
+
+    losses, hits = [], []
+    for some in (~learns_HN).any(0).nonzero()[:, 0].split(1024):
+        parts_BPK = parts_NPK[some.to(parts_NPK.device)].to(labels_N.device)
+        logits_HBC = vmap(logits, in_dims=(0, None))(weights, parts_BPK)
+        unseen_HB = ~learns_HN[:, some].to(labels_N.device)
+        unseen, labels = logits_HBC[unseen_HB], labels_N[some.to(labels_N.device)].expand(len(learns_HN), -1)[unseen_HB]
+        losses.append(nn.functional.cross_entropy(unseen, labels, reduction="none"))
+        hits.append(unseen.argmax(1) == labels)
+    return {"val_loss": torch.cat(losses).mean().item(), "val_top1": torch.cat(hits).float().mean().item()}
 
 
 def _clip(gradients: Iterable[torch.Tensor], most: float) -> torch.Tensor:

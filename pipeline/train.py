@@ -47,13 +47,8 @@ def train(config: Config, run: str) -> None:
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
-    digest = hashlib.sha256(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}".encode())
-    found: dict[str, dict[Clip, Header]] = {}
-    for split in ("train", "val"):
-        found[split] = find_clips(store, dataset, split, config.max_missing)
-        for clip, header in found[split].items():
-            of_clip = split, clip.id, clip.label, clip.group, header.frames, header.source.sha256
-            digest.update(f"{of_clip}\n".encode())
+    found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
+    digest = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)
     identity = digest.hexdigest()
     trained_on = bundle.identity()
     if trained_on == identity:
@@ -125,6 +120,16 @@ def train(config: Config, run: str) -> None:
         (bundle.folder / f"checkpoint-{name}.safetensors").unlink()
     tracker.finish()
     print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
+
+
+def _digest(settings: str, found: dict[str, dict[Clip, Header]]) -> "hashlib._Hash":
+    """Digests all that the result of a training depends on."""
+    digest = hashlib.sha256(settings.encode())
+    for split, headers in found.items():
+        for clip, header in headers.items():
+            of_clip = split, clip.id, clip.label, clip.group, header.frames, header.source.sha256
+            digest.update(f"{of_clip}\n".encode())
+    return digest
 
 
 def _tell(bar: tqdm, tracker: Tracker, name: str, record: dict[str, float]) -> None:
