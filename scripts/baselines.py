@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -35,7 +36,7 @@ from pipeline.metrics import group_interval
 from pipeline.progress import progress
 from pipeline.settings import build
 from pipeline.store import FeatureStore
-from pipeline.views import SIZE
+from pipeline.views import CELLS, SIZE
 
 EPOCHS, PATIENCE = 60, 10
 
@@ -111,7 +112,10 @@ def load_splits(config: Config, split: int) -> tuple[Dataset, dict[str, Split]]:
 
 def pooled(split: Split) -> torch.Tensor:
     """The part of the view `grid` that is the CNN's last layer, averaged over the picture."""
-    return split.features_NTD[..., : split.features_NTD.shape[2] // SIZE].float()
+    size = split.features_NTD.shape[2]
+    # The cells have room for three times as much, rounded down.
+    width = next(w for w in range(size) if w + (SIZE - 1) * w // CELLS**2 * CELLS**2 == size)
+    return split.features_NTD[..., :width].float()
 
 
 def logistic(of: Callable[[Split], torch.Tensor], segments: int) -> Callable[[dict[str, Split]], torch.Tensor]:
@@ -122,7 +126,7 @@ def logistic(of: Callable[[Split], torch.Tensor], segments: int) -> Callable[[di
         groups = parts["train"].groups + parts["val"].groups
         folds = [(np.flatnonzero(~held), np.flatnonzero(held)) for held in group_folds(labels, groups, 4, seed=0)]
         # With fewer clips than values, all components lose nothing and save most of the time.
-        regression = LogisticRegressionCV(Cs=np.logspace(-6, 0, 7), cv=folds, max_iter=1000)
+        regression = GridSearchCV(LogisticRegression(max_iter=1000), {"C": np.logspace(-6, 0, 7)}, cv=folds)
         model = make_pipeline(StandardScaler(), PCA(), regression).fit(learned, labels)
         return torch.from_numpy(model.predict(values["test"].numpy()))
 
