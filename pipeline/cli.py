@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import ConfigError, KinemaError, first_line, printable
+from pipeline.errors import ConfigError, KinemaError, printable
 
 VERBS = {
     "extract": "compute and cache the features of a data set",
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which not every verb imports.
             raise
-        reason = first_line(error).rstrip(".")
+        reason = str(error).partition(". GPU ")[0]
         print(f"kinema: {reason}; end what else uses the GPU, or use --device cpu", file=sys.stderr)
         return KinemaError.exit_code
     except KeyboardInterrupt as stop:

@@ -30,12 +30,13 @@ def recorded(function: Callable, *example: torch.Tensor) -> Callable[..., Any]:
     Hundreds of small kernels keep the processor busier than the GPU.
 
     Args:
-        function: a module, or a function that owns none of the memory that it reads beside its arguments.
+        function: a module, which is changed; or a function, if the caller keeps alive, and changes only in place, all
+            else that it reads.
         example: arguments of the shapes that all others will have, on the GPU.
 
     Returns:
         The function for other arguments, from the CPU too; its results lie in the same memory each time.
     """
-    gc.collect()  # Earlier recordings that are no longer needed must not be freed amid this one.
+    gc.collect()  # Earlier recordings give their memory back; amid this one they would spoil it.
     with torch.cuda.device(example[0].device):
         return torch.cuda.make_graphed_callables(function, example)

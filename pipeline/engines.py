@@ -85,6 +85,8 @@ def choose(
                 is_reference = candidate == ("torch", "fp32")
                 run = reference if is_reference else start(network, device, *candidate, shape)
                 measured.append(_measure(run, candidate, frames, expected))
+            except torch.OutOfMemoryError:  # It may have room the next time, so nothing is to be remembered.
+                raise
             except ConfigError as error:
                 refusal = error
             except Exception as error:  # Whatever an engine has against this model, another may run it.
@@ -153,9 +155,13 @@ def _start_torch_cpu(module: nn.Module, blank: torch.Tensor) -> Run:
 
 def _start_cuda(module: nn.Module, blank: torch.Tensor, precision: str) -> Run:
     half = torch.autocast("cuda", torch.float16, enabled=precision == "fp16", cache_enabled=False)
-    module.forward = half(module.forward)
-    with torch.inference_mode():
-        module = recorded(module, _channels_last(blank))
+    try:
+        with torch.no_grad(), half:
+            module = recorded(module, _channels_last(blank))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # It computes on the processor too, or waits for a result.
+        raise ConfigError(f"backbone.model: cannot run on this GPU: {first_line(error)}; use --device cpu") from None
 
     @torch.inference_mode()
     def run(frames_N3HW: np.ndarray) -> np.ndarray:

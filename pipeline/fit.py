@@ -5,11 +5,12 @@ was stopped and resumed ends with the same weights as one that was not.
 """
 
 import copy
+import gc
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,15 +106,15 @@ def fit(
         [H]."""
         losses_H = vmap(loss, randomness="different")(weights, parts_HBPK, labels_HB, class_weights_HC, prior_HC)
         found = torch.autograd.grad(losses_H.sum(), list(weights.values()))
-        gradients = [gradient.contiguous() for gradient in found]  # AdamW, fused, takes them to be.
-        return gradients, _clip(gradients, config.clip_grad), losses_H.detach()
+        bounded = [gradient.contiguous() for gradient in found]  # AdamW, fused, takes them to be.
+        return bounded, _clip(bounded, config.clip_grad), losses_H.detach()
 
-    sizes = {len(batch) for batch in torch.empty(clips_an_epoch).split(batch_size)}  # The last one is smaller.
+    sizes = {min(batch_size, clips_an_epoch), clips_an_epoch % batch_size} - {0}  # The last batch may be smaller.
     gradients_of = dict.fromkeys(sizes, gradients)
     if device.type == "cuda":
         for size in sizes:
-            example = parts_NPK[torch.zeros(len(heads), size, dtype=torch.long)]
-            gradients_of[size] = recorded(gradients, example.to(device), labels_N[:1].repeat(len(heads), size))
+            some_HB = torch.zeros(len(heads), size, dtype=torch.long)
+            gradients_of[size] = recorded(gradients, parts_NPK[some_HB].to(device), labels_N[some_HB])
     for epoch in range(len(history), config.epochs):
         began = time.monotonic()
         torch.manual_seed(config.seed * 1_000_003 + epoch)
@@ -127,12 +128,12 @@ def fit(
         for step, batch_HB in enumerate(batches, epoch * steps_an_epoch):
             share = _share_of_peak(step / (config.epochs * steps_an_epoch), config.warmup)
             optimizer.param_groups[0]["lr"] = config.learning_rate * share
-            batch = parts_NPK[batch_HB].to(device), labels_N[batch_HB.to(device)]
+            batch = parts_NPK[batch_HB], labels_N[batch_HB.to(device)]
             found, norms_H, losses_H = gradients_of[batch_HB.shape[1]](*batch)
             for weight, gradient in zip(weights.values(), found, strict=True):
                 weight.grad = gradient
             optimizer.step()
-            # Not read before the end of the epoch: the GPU need not wait for us.
+            # To read them would make a GPU wait, so they are kept; the next step writes over them.
             norms.append(norms_H.clone())
             losses.append(losses_H.clone())
         record = {
@@ -203,8 +204,11 @@ def classify(heads: Heads, parts_NPK: torch.Tensor, device: torch.device) -> tor
 
 def _near(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Moves a tensor to the device if it fits into half of its free memory, else leaves it here."""
-    too_large = device.type == "cuda" and tensor.nbytes > torch.cuda.mem_get_info(device)[0] / 2
-    return tensor if too_large else tensor.to(device)
+    if device.type != "cuda":
+        return tensor.to(device)
+    gc.collect()  # What was trained before is not needed any more.
+    torch.cuda.empty_cache()
+    return tensor if tensor.nbytes > torch.cuda.mem_get_info(device)[0] / 2 else tensor.to(device)
 
 
 def _new_head(config: HeadConfig, clips: ClipSet, seed: int) -> nn.Module:
@@ -256,7 +260,7 @@ def _validate(
     return {"val_loss": torch.cat(losses).mean().item(), "val_top1": torch.cat(hits).float().mean().item()}
 
 
-def _clip(gradients: Iterable[torch.Tensor], most: float) -> torch.Tensor:
+def _clip(gradients: list[torch.Tensor], most: float) -> torch.Tensor:
     """Bounds the norm of each head's gradients in place, and returns what it was, [H]."""
     norms_H = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     factors_H = (most / (norms_H + 1e-6)).clamp(max=1)

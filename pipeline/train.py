@@ -48,8 +48,7 @@ def train(config: Config, run: str) -> None:
     dataset = load_dataset(config.data)
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
     found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
-    digest = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)
-    identity = digest.hexdigest()
+    identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)
     trained_on = bundle.identity()
     if trained_on == identity:
         print(f"{bundle.folder} is trained already with these settings and clips")
@@ -78,7 +77,7 @@ def train(config: Config, run: str) -> None:
     history: dict[str, list[dict[str, float]]] = {}
 
     def fit_all(clips: ClipSet, learns_N: torch.Tensor, suffix: str) -> None:
-        checked = digest.copy()
+        checked = hashlib.sha256(identity.encode())
         checked.update(clips.parts_NPK.numpy())  # Other threads may change these numbers, and then nothing is resumed.
         for kind in dict.fromkeys((config.head.kind, "mean")):
             name = kind + suffix
@@ -122,14 +121,14 @@ def train(config: Config, run: str) -> None:
     print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
 
 
-def _digest(settings: str, found: dict[str, dict[Clip, Header]]) -> "hashlib._Hash":
+def _digest(settings: str, found: dict[str, dict[Clip, Header]]) -> str:
     """Digests all that the result of a training depends on."""
     digest = hashlib.sha256(settings.encode())
     for split, headers in found.items():
         for clip, header in headers.items():
             of_clip = split, clip.id, clip.label, clip.group, header.frames, header.source.sha256
             digest.update(f"{of_clip}\n".encode())
-    return digest
+    return digest.hexdigest()
 
 
 def _tell(bar: tqdm, tracker: Tracker, name: str, record: dict[str, float]) -> None:

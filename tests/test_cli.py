@@ -371,7 +371,8 @@ def test_broken_bundles_are_refused_in_one_line(trained, tmp_path):
 
 def test_a_full_gpu_is_told_in_a_line(monkeypatch):
     def out_of_memory(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+        of_gpu = "GPU 0 has a total capacity of 7.79 GiB of which 1.05 GiB is free. Of the allocated memory 5.12 GiB is"
+        raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate 2.00 GiB. {of_gpu} allocated by PyTorch")
 
     monkeypatch.setattr("pipeline.train.train", out_of_memory)  # No GPU is at hand to fill.
     fails(1, "Tried to allocate 2.00 GiB; end what else uses the GPU, or use --device cpu", "train")
