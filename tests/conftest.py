@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from pipeline.cli import main
 
@@ -19,7 +20,11 @@ BITS, CELL = 8, 24
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the files that take longest, so that all processes end at about the same time."""
+    """Begins with the files that take longest, so that all processes end at about the same time; leaves out what needs
+    a GPU where there is none."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     longest = ["test_readme", "test_torture", "test_cli", "test_train", "test_backbone"]
     items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 

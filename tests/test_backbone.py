@@ -217,7 +217,6 @@ def test_unknown_names_are_config_errors(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
 def test_gpu_features_are_those_of_the_cpu(precision):
     gpu = Backbone(BackboneConfig(precision=precision), torch.device("cuda"))

@@ -176,7 +176,6 @@ def test_missing_features_stop_training(settings_of_small_set, small_set, tmp_pa
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_training_on_a_gpu_is_deterministic(settings_of_small_set, trained, tmp_path):
     settings = [*settings_of_small_set, "--train.epochs", 6, "--runs", tmp_path, "--device", "cuda"]
     kinema("extract", *settings)
