@@ -23,7 +23,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.device import recorded
-from pipeline.head import HEADS, Head, Heads
+from pipeline.head import HEADS, Heads
 from pipeline.loading import ClipSet
 
 # cuBLAS needs this before its first use to be deterministic (PyTorch notes on reproducibility).
@@ -152,48 +152,6 @@ def fit(
     for number, head in enumerate(heads):
         head.load_state_dict(head.state_dict() | {name: value[number] for name, value in weights.items()})
     return heads.eval(), history
-
-
-def tune_loudness(heads: Heads, clips: ClipSet) -> Tensors:
-    """Finds how loud each path of the heads should be, from clips that they have not learned from.
-
-    A path that is sure of itself need not be right: what fits the clips that it has learned from may be bold on others,
-    or timid. So each is scaled, as temperature scaling does (Guo et al., ICML 2017), for the greatest likelihood; a
-    normal prior on the logarithm of the scale, with a deviation of a half, keeps it near the usual loudness where clips
-    are few. The scale is the same for all heads, and a clip counts once.
-
-    Args:
-        heads: of one kind, on the CPU.
-        clips: which they have not learned from.
-
-    Returns:
-        [paths], by its name in the state of a head; that of a head within a head, which can answer alone, too.
-    """
-    within = [name for name, module in heads[0].named_modules() if isinstance(module, Head)]
-    return {
-        f"{name}.loudness".lstrip("."): _loudness([head.get_submodule(name) for head in heads], clips)
-        for name in within
-    }
-
-
-def _loudness(heads: list[Head], clips: ClipSet) -> torch.Tensor:
-    with torch.no_grad():
-        blocks = [head(some).log_softmax(-1) for head in heads for some in clips.parts_NPK.split(1024)]
-        logs = torch.cat(blocks, 1)  # [paths,heads*N,C]
-    labels = clips.labels_N.repeat(len(heads))
-    change = torch.zeros(len(logs), requires_grad=True)
-    optimizer = torch.optim.LBFGS([change], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits = (logs * (heads[0].loudness * change.exp())[:, None, None]).sum(0)
-        prior = (change / 0.5).square().sum() / 2
-        loss = nn.functional.cross_entropy(logits, labels) + prior / len(clips.labels_N)
-        loss.backward()
-        return loss
-
-    optimizer.step(loss)
-    return heads[0].loudness * change.detach().exp()
 
 
 @torch.inference_mode()

@@ -79,7 +79,7 @@ class Head(nn.Module):
     """One or more paths from a temporal pyramid to classes, which learn apart and answer together.
 
     Attributes:
-        loudness: how much each path has to say, [paths]; `usual_loudness` until `fit.tune_loudness` has listened to
+        loudness: how much each path has to say, [paths]; `usual_loudness` until `tune_loudness` has listened to
             them.
     """
 

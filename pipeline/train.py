@@ -17,9 +17,10 @@ from pipeline.config import Config
 from pipeline.data import Clip, load_dataset
 from pipeline.device import resolve_device
 from pipeline.errors import ConfigError
-from pipeline.fit import Checkpoint, fit, tune_loudness
+from pipeline.fit import Checkpoint, fit
 from pipeline.head import Heads
 from pipeline.loading import ClipSet, find_clips, load_reduced
+from pipeline.loudness import tune_loudness
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
 from pipeline.store import FeatureStore, Header

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.fit import Checkpoint, fit, tune_loudness
+from pipeline.fit import Checkpoint, fit
 from pipeline.head import HEADS, Head, Heads
 from pipeline.loading import ClipSet
+from pipeline.loudness import tune_loudness
 
 CPU = torch.device("cpu")
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, NO_GPU])]
+DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
 
 def train(kind, config, clips, learns, checkpoint=None, device=CPU, log=lambda record: None, **settings):
