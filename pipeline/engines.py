@@ -114,8 +114,9 @@ def start(network: nn.Module, device: torch.device, engine: str, precision: str,
         raise ConfigError("backbone.engine: openvino runs on the CPU only; use --device cpu or --backbone.engine torch")
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("backbone.precision: fp16 is for GPUs; use auto, fp32 or bf16 on a CPU")
-    # OpenVINO is at its best with many small batches side by side, one a core; PyTorch with one over all cores.
-    size = 2 if engine == "openvino" else 2 * joblib.cpu_count() if device.type == "cpu" else 128
+    # Processors are at their best with many small batches side by side, one a core. With one over all cores, each layer
+    # would wait for the slowest of them, which a decoding process may have taken.
+    size = 2 if device.type == "cpu" else 128
     blank = torch.zeros((size, *shape), dtype=torch.uint8)
     parts = _split(network, blank) if precision == "bf16" else [copy.deepcopy(network)]
     if engine == "openvino":
@@ -146,11 +147,11 @@ def _start_torch_cpu(module: nn.Module, blank: torch.Tensor) -> Run:
         frozen = torch.jit.freeze(torch.jit.trace(module, _channels_last(blank), check_trace=False))
 
     @torch.inference_mode()
-    def run(frames_N3HW: np.ndarray) -> np.ndarray:
-        features = [frozen(_channels_last(batch)) for batch in _batches(frames_N3HW, len(blank))]
-        return torch.cat(features)[: len(frames_N3HW)].numpy()
+    def run_batch(batch: torch.Tensor) -> np.ndarray:
+        return frozen(_channels_last(batch)).numpy()
 
-    return run
+    one_each = ThreadPoolExecutor(joblib.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+    return _side_by_side(run_batch, len(blank), one_each)
 
 
 def _start_cuda(module: nn.Module, blank: torch.Tensor, precision: str) -> Run:
@@ -188,7 +189,6 @@ def _start_openvino(parts: list[nn.Module], blank: torch.Tensor) -> Run:
     idle: queue.SimpleQueue = queue.SimpleQueue()
     for _ in range(threads):
         idle.put([part.create_infer_request() for part in compiled])
-    pool = ThreadPoolExecutor(threads)
 
     def run_batch(batch: torch.Tensor) -> np.ndarray:
         requests, values = idle.get(), [batch.numpy()]
@@ -198,8 +198,12 @@ def _start_openvino(parts: list[nn.Module], blank: torch.Tensor) -> Run:
         idle.put(requests)
         return features
 
+    return _side_by_side(run_batch, len(blank), ThreadPoolExecutor(threads))
+
+
+def _side_by_side(run_batch: Callable[[torch.Tensor], np.ndarray], size: int, threads: ThreadPoolExecutor) -> Run:
     def run(frames_N3HW: np.ndarray) -> np.ndarray:
-        return np.concatenate(list(pool.map(run_batch, _batches(frames_N3HW, len(blank)))))[: len(frames_N3HW)]
+        return np.concatenate(list(threads.map(run_batch, _batches(frames_N3HW, size))))[: len(frames_N3HW)]
 
     return run
 
