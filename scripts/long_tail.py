@@ -3,9 +3,8 @@
     python scripts/long_tail.py --config configs/ucf101.yaml
 
 The training clips of each split are cut so that the classes fall in size by equal factors, from the first to the last
-ten to one; the test clips stay as they are. There are as many cuts of a split as classes, each beginning with another,
-so that every class is at every rank once. Features must be there. Further arguments are settings, such as
-`--train.heads 3`.
+ten to one; the test clips stay as they are. Each cut of a split begins with another class, so that with as many cuts as
+classes each is at every rank once. Features must be there. Further arguments are settings, such as `--train.heads 3`.
 """
 
 import argparse
@@ -32,6 +31,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("data/runs"))
     parser.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--cuts", type=int, default=7, help="of each split")
     parser.add_argument("--ratio", type=float, default=10, help="of the largest class to the smallest")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     args, settings = parser.parse_known_args()
@@ -43,7 +43,7 @@ def main() -> None:
     for split in args.splits:
         dataset = load_dataset(dataclasses.replace(config.data, split=split))
         learned = [*dataset.of("train"), *dataset.of("val")]
-        for first in range(len(dataset.classes)):
+        for first in range(0, len(dataset.classes), -(-len(dataset.classes) // args.cuts)):
             order = dataset.classes[first:] + dataset.classes[:first]
             name = f"{args.config.stem}-tail-s{split}-{first}"
             lists = args.runs / f"{name}.csv"
