@@ -114,8 +114,8 @@ def start(network: nn.Module, device: torch.device, engine: str, precision: str,
         raise ConfigError("backbone.engine: openvino runs on the CPU only; use --device cpu or --backbone.engine torch")
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("backbone.precision: fp16 is for GPUs; use auto, fp32 or bf16 on a CPU")
-    # Processors are at their best with many small batches side by side, one a core. With one over all cores, each layer
-    # would wait for the slowest of them, which a decoding process may have taken.
+    # Processors are at their best with many small batches side by side, one a core. With one over all cores PyTorch is
+    # a third slower once a thread beside the main one calls it, as the pipeline does.
     size = 2 if device.type == "cpu" else 128
     blank = torch.zeros((size, *shape), dtype=torch.uint8)
     parts = _split(network, blank) if precision == "bf16" else [copy.deepcopy(network)]

@@ -1,4 +1,4 @@
-"""Measure what `train.imbalance` is worth where classes are of uneven size.
+"""Measure what `train.imbalance` is worth where classes are of uneven size, on a data set with three official splits.
 
     python scripts/long_tail.py --config configs/ucf101.yaml
 
@@ -13,17 +13,20 @@ import dataclasses
 import random
 from collections import Counter
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import Config, TrainConfig
 from pipeline.data import Clip, DataConfig, load_dataset
 from pipeline.evaluate import evaluate
 from pipeline.metrics import group_interval
 from pipeline.settings import build
 from pipeline.train import train
 
-WAYS = "none", "weights", "softmax", "sampling"
+WAYS = get_args(get_type_hints(TrainConfig)["imbalance"])
+RATIO = 10
+"""Of the largest class to the smallest."""
 
 
 def main() -> None:
@@ -32,8 +35,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("data/runs"))
     parser.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--cuts", type=int, default=7, help="of each split")
-    parser.add_argument("--ratio", type=float, default=10, help="of the largest class to the smallest")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     args, settings = parser.parse_known_args()
     overrides = {name.removeprefix("--"): value for name, value in zip(settings[::2], settings[1::2], strict=True)}
     config = build(Config, args.config, overrides)
@@ -42,15 +43,17 @@ def main() -> None:
     groups: list[str] = []
     for split in args.splits:
         dataset = load_dataset(dataclasses.replace(config.data, split=split))
+        if not isinstance(dataset.split, int):
+            raise SystemExit(f"the data set of {args.config} has no official splits")
         learned = [*dataset.of("train"), *dataset.of("val")]
         for first in range(0, len(dataset.classes), -(-len(dataset.classes) // args.cuts)):
             order = dataset.classes[first:] + dataset.classes[:first]
             name = f"{args.config.stem}-tail-s{split}-{first}"
             lists = args.runs / f"{name}.csv"
             lists.parent.mkdir(parents=True, exist_ok=True)
-            write_lists(lists, [*cut(learned, order, args.ratio), *dataset.of("test")])
+            write_lists(lists, [*cut(learned, order), *dataset.of("test")])
             data = DataConfig(root=config.data.root, layout="csv", lists=lists)
-            for way in args.ways:
+            for way in WAYS:
                 of_way = dataclasses.replace(config.train, imbalance=way)
                 run = f"{name}-{way}"
                 train(dataclasses.replace(config, data=data, train=of_way, runs=args.runs), run)
@@ -67,11 +70,11 @@ def main() -> None:
 
     cuts = len(next(iter(right.values())))
     print(f"{cuts} cuts: mean-class accuracy, mean and standard deviation over the cuts; then the difference to")
-    print(f"{args.ways[0]} on the clips of all cuts, with the 95 % interval over groups")
+    print(f"{WAYS[0]} on the clips of all cuts, with the 95 % interval over groups")
     for (column, way), runs in right.items():
         means = np.array([values.mean() for values in runs])
         classifier = column.removesuffix("predicted").strip("_") or config.head.kind
-        more = np.concatenate(runs) - np.concatenate(right[column, args.ways[0]])
+        more = np.concatenate(runs) - np.concatenate(right[column, WAYS[0]])
         low, high = group_interval(more, groups)
         print(
             f"{classifier:9} {way:9} {means.mean():.3f} ± {means.std(ddof=1):.3f}   "
@@ -79,12 +82,12 @@ def main() -> None:
         )
 
 
-def cut(clips: list[Clip], order: list[str], ratio: float) -> list[Clip]:
-    """Leaves the first class as many clips as the smallest has, the last `ratio` times fewer, drawn at random."""
+def cut(clips: list[Clip], order: list[str]) -> list[Clip]:
+    """Leaves the first class as many clips as the smallest has, the last `RATIO` times fewer, drawn at random."""
     shuffled = random.Random(0).sample(clips, len(clips))
     of_class = {label: [clip for clip in shuffled if clip.label == label] for label in order}
     most = min(map(len, of_class.values()))
-    numbers = np.geomspace(most, most / ratio, len(order)).round().astype(int)
+    numbers = np.geomspace(most, most / RATIO, len(order)).round().astype(int)
     return [clip for label, number in zip(order, numbers, strict=True) for clip in of_class[label][:number]]
 
 
