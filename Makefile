@@ -39,7 +39,7 @@ extract: setup ## Compute the features of CONFIG's clips that are not cached yet
 	$(BIN)/kinema extract --config $(CONFIG) $(ARGS)
 
 train: setup ## Train CONFIG's head on cached features into data/runs/RUN
-	$(BIN)/kinema train --config $(CONFIG) --run $(notdir $(RUN)) $(ARGS)
+	$(BIN)/kinema train --config $(CONFIG) --runs $(dir $(BUNDLE)) --run $(notdir $(BUNDLE)) $(ARGS)
 
 evaluate: setup ## Measure RUN on its test split
 	$(BIN)/kinema evaluate $(BUNDLE) $(ARGS)

@@ -5,7 +5,9 @@ split makes the accuracy a measure of memory. No layout gets around `check_leaks
 """
 
 import csv
+import functools
 import hashlib
+import math
 import os
 import re
 import warnings
@@ -59,8 +61,7 @@ class Source:
         """Looks at a file as it is now."""
         with path.open("rb") as stream:
             stat = os.fstat(stream.fileno())
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, digest)
+        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, _sha256(path, stat.st_size, stat.st_mtime_ns))
 
     def is_at(self, path: Path) -> bool:
         """Whether the file is still where it was read."""
@@ -73,6 +74,12 @@ class Source:
         """Whether size and time of change are still the same; the content is not looked at."""
         stat = path.stat()
         return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)  # Many clips may be parts of one file.
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,10 @@ def group_folds(labels: list[Any], groups: list[str], most: int, seed: int) -> n
     """
     folds = min(most, len(set(groups)), max(Counter(labels).values()))
     if folds < 2:
-        raise KinemaError(f"too few clips or groups to hold some out: {len(labels)} clips, {len(set(groups))} groups")
+        raise KinemaError(
+            f"{len(labels)} clips in {len(set(groups))} groups are too few to hold some of them out: "
+            "clips of three groups (recordings) or more are needed"
+        )
     from sklearn.model_selection import StratifiedGroupKFold  # Late, for it takes half a second.
 
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -257,9 +267,10 @@ def _read_ucf101(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """classInd.txt `1 Archery`; trainlist01.txt `Archery/v_Archery_g08_c01.avi 1`; testlist01.txt without a number."""
     classes = {}
     for where, words in _lines(config.lists / "classInd.txt"):
-        if len(words) != 2 or not words[0].isdigit():
+        number, _, name = " ".join(words).partition(" ")
+        if not name or not number.isdigit():
             raise KinemaError(f"{where}: expected 'number class', got '{' '.join(words)}'")
-        classes[words[1]] = words[0]
+        classes[name] = number
     clips = []
     for split in ("train", "test"):
         for where, words in _lines(config.lists / f"{split}list{config.split:02d}.txt"):
@@ -373,6 +384,8 @@ def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[flo
         first, last = (float(row[key]) if row.get(key) else None for key in (start, end))
     except ValueError:
         raise KinemaError(f"{where}: {start} and {end} are seconds, got {row.get(start)!r}, {row.get(end)!r}") from None
+    if not all(time is None or 0 <= time < math.inf for time in (first, last)):
+        raise KinemaError(f"{where}: {start} and {end} are seconds from the beginning, got {first}, {last}")
     if last is not None and last <= (first or 0):
         raise KinemaError(f"{where}: {end} {last:g} is not after {start} {first or 0:g}")
     return first, last

@@ -46,7 +46,8 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
             print(f"    {printable(line['clip'])}")
         if len(lines) > 3:
             print(f"    and {len(lines) - 3} more")
-        print(f"  look at one: {shlex.join(['kinema', 'failures', *arguments, '--clip', lines[0]['clip']])}")
+        look = "kinema", "failures", *arguments, f"--clip={lines[0]['clip']}"  # An id may begin with a hyphen.
+        print(f"  look at one: {shlex.join(look)}")
 
 
 def _examine(clip: Clip, config: Config) -> None:

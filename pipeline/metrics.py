@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 
 def measure(logits_NC: np.ndarray, labels_N: np.ndarray, groups: list[str]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def measure(logits_NC: np.ndarray, labels_N: np.ndarray, groups: list[str]) -> d
     return {
         "top1": float((predicted_N == labels_N).mean()),
         "top5": float((best_five_N5 == labels_N[:, None]).any(1).mean()),
-        "mean_class": float(balanced_accuracy_score(labels_N, predicted_N)),
+        "mean_class": float(recall_score(labels_N, predicted_N, labels=np.unique(labels_N), average="macro")),
         "macro_f1": float(f1_score(labels_N, predicted_N, average="macro", zero_division=0)),
         "top1_ci95": group_interval(predicted_N == labels_N, groups),
     }

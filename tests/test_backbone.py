@@ -13,9 +13,13 @@ from safetensors.torch import save_file
 
 from pipeline import engines
 from pipeline.backbone import Backbone, resize_and_crop
-from pipeline.config import BackboneConfig
+from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
+from pipeline.data import Clip
 from pipeline.errors import ConfigError, KinemaError
+from pipeline.extract import clip_features
 from pipeline.views import Grid
+
+from conftest import write_video
 
 CPU = torch.device("cpu")
 
@@ -158,6 +162,18 @@ def test_what_cannot_run_here_is_a_config_error():
         Grid(no_convolution)
     with pytest.raises(ConfigError, match="cannot be cut"):
         engines.start(no_convolution, CPU, "torch", "bf16", (3, 224, 224))
+
+
+def test_features_that_are_no_numbers_are_a_failure(tmp_path):
+    """Weights so large that features leave the range of float16."""
+    state = {name: tensor * 50 for name, tensor in timm.create_model("test_efficientnet").state_dict().items()}
+    save_file(state, tmp_path / "large.safetensors")
+    config = dict(model="test_efficientnet", weights=tmp_path / "large.safetensors", engine="torch", precision="fp32")
+    backbone = Backbone(BackboneConfig(**config, view="pooled"), torch.device("cpu"))
+    path = write_video(tmp_path / "a.mp4", "libx264", frames=4)
+    clips = [Clip(id="a", path=path, label="", group="")]
+    [(_, outcome)] = clip_features(clips, backbone, SamplingConfig(frames=2), DecodeConfig(workers=1))
+    assert "features overflow in torch fp32" in outcome.reason and "--backbone.view grid" in outcome.reason
 
 
 def test_features_do_not_depend_on_the_batch():

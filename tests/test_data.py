@@ -184,6 +184,8 @@ def test_csv_with_segments_and_groups(tmp_path):
         ("path,label,split", "x.mp4,a,training", "list.csv:2: split 'training' is none of"),
         ("path,label,start,end", "x.mp4,a,3,2", "list.csv:2: end 2 is not after start 3"),
         ("path,label,start,end", "x.mp4,a,soon,2", "list.csv:2: start and end are seconds"),
+        ("path,label,start,end", "x.mp4,a,-1,2", "list.csv:2: start and end are seconds"),
+        ("path,label,start,end", "x.mp4,a,0,nan", "list.csv:2: start and end are seconds"),
         ("path,label", "gone.mp4,a", "list.csv:2: no such file"),
         ("path,label,grup", "x.mp4,a,1", "list.csv:1: unknown column 'grup'; did you mean 'group'"),
     ],

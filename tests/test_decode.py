@@ -1,3 +1,4 @@
+import decord
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -225,6 +226,47 @@ def test_damage_never_makes_decord_give_another_frame(videos, tmp_path_factory, 
     shown = read_pyav(path, timeline, np.arange(timeline.present))
     if len(shown) == timeline.present:
         assert all(np.array_equal(frame, shown[index]) for frame, index in zip(clip.frames, clip.indices, strict=True))
+
+
+def test_a_frame_that_decord_complains_of_is_not_taken(videos, tmp_path):
+    """Single bits turned in the middle of a file, each in a frame of its own."""
+    content = videos["h264.mp4"].read_bytes()
+    path = tmp_path / "turned.mp4"
+    complaints = 0
+    for place in range(len(content) // 4, len(content) // 2, 40):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :])
+        try:
+            clip = decode_clip(path, 40, decoders=("decord",))
+        except DecodeError as error:
+            complaints += "complains" in str(error)
+        else:
+            assert numbers(clip.frames) == list(clip.indices)
+    assert complaints
+
+
+class WithAnotherClock(decord.VideoReader):
+    def get_frame_timestamp(self, indices):
+        times_N2 = super().get_frame_timestamp(indices)
+        times_N2[-1] += 0.04
+        return times_N2
+
+
+class GivesTheFirstTwice(decord.VideoReader):
+    def get_batch(self, indices):
+        return super().get_batch([indices[0], indices[0], *indices[2:]])
+
+
+@pytest.mark.parametrize(
+    ("reader", "reason"), [(WithAnotherClock, "time table differs"), (GivesTheFirstTwice, "gave one frame twice")]
+)
+def test_decord_is_not_believed_where_it_contradicts(videos, monkeypatch, reader, reason):
+    plain = decode_clip(videos["h264.mp4"], 5)
+    assert plain.decoder == "decord"
+    monkeypatch.setattr(decord, "VideoReader", reader)
+    with pytest.raises(DecodeError, match=reason):
+        decode_clip(videos["h264.mp4"], 5, decoders=("decord",))
+    instead = decode_clip(videos["h264.mp4"], 5)
+    assert instead.decoder == "pyav" and numbers(instead.frames) == numbers(plain.frames)
 
 
 def test_limits(videos):
