@@ -19,6 +19,8 @@ from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
 from pipeline.store import DamagedEntry, decode_entry, encode_entry, entry_path, read_ledger
 
+EXTRACT_FINDS = "kinema extract finds them again"
+
 
 def list_store(root: Path) -> None:
     """Prints a line for each setting that the store has features of."""
@@ -29,13 +31,13 @@ def list_store(root: Path) -> None:
     for folder in folders:
         try:
             setting = json.loads((folder / "manifest.json").read_text())
-        except ValueError:
+            backbone = setting["backbone"]
+        except (ValueError, KeyError, TypeError):
             print(f"{folder.name}  its manifest.json is damaged; kinema extract with the same config writes it anew")
             continue
         files = list(_entries(folder))
         size = sum(file.stat().st_size for file in files)
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
-        backbone = setting["backbone"]
         unread = sum(not entry_path(folder, clip_id).exists() for clip_id in read_ledger(folder))
         of = (backbone.get(name, "") for name in ("model", "crop", "view"))
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
@@ -74,12 +76,15 @@ def verify_store(root: Path, deep: bool, mend: bool) -> None:
             print(f"{os.path.relpath(leftover)}: left over from a killed process")
             if mend:
                 leftover.unlink(missing_ok=True)
-    total = ", ".join(f"{count} {kind}" for kind, count in found.items()) or "nothing wrong"
-    print(f"verify: {total}{' (mended)' if mend and found else ''}")
-    unmended = found["orphan"] + found["unreadable"] if mend else found.total()
-    if unmended:
-        advice = "prune --orphans removes orphans" if mend else "verify --mend mends them"
-        raise KinemaError(f"{root}: {unmended} entries are not right; {advice}")
+    print(f"verify: {', '.join(f'{count} {kind}' for kind, count in found.items()) or 'nothing wrong'}")
+    beyond = found["orphan"] + found["unreadable"]
+    if mend and found.total() > beyond:
+        print(f"mended: {found.total() - beyond}")
+    if unmended := beyond if mend else found.total():
+        advice = [] if mend or unmended == beyond else ["verify --mend mends all but orphans and unreadable ones"]
+        if found["orphan"]:
+            advice += [f"if videos have moved, {EXTRACT_FINDS}", "if they are gone for good, prune --orphans"]
+        raise KinemaError("; ".join([f"{root}: {unmended} entries are not right", *advice]))
 
 
 def prune_store(root: Path, fingerprints: list[str], orphans: bool) -> None:
@@ -87,6 +92,7 @@ def prune_store(root: Path, fingerprints: list[str], orphans: bool) -> None:
 
     Raises:
         ConfigError: there is no such setting.
+        KinemaError: all source files are gone, as if a disk were missing.
     """
     known = {folder.name: folder for folder in _settings(root)}
     unknown = [name for name in fingerprints if name not in known]
@@ -96,13 +102,16 @@ def prune_store(root: Path, fingerprints: list[str], orphans: bool) -> None:
         shutil.rmtree(known[name])
         print(f"removed {known[name]}")
     if orphans:
-        removed = 0
-        for file in (file for folder in _settings(root) for file in _entries(folder)):
-            problem = _problem(file, deep=False)
-            if problem and problem.kind == "orphan":
-                file.unlink()
-                removed += 1
-        print(f"removed {removed} entries whose source file is gone")
+        files = [file for folder in _settings(root) for file in _entries(folder)]
+        gone = [file for file in files if (problem := _problem(file, deep=False)) and problem.kind == "orphan"]
+        if gone and len(gone) == len(files):
+            raise KinemaError(
+                f"{root}: the videos of all {len(files)} entries are gone, so nothing was removed: if they have moved, "
+                f"{EXTRACT_FINDS}; to remove everything, name the fingerprints"
+            )
+        for file in gone:
+            file.unlink()
+        print(f"removed {len(gone)} entries whose source file is gone")
     if not fingerprints and not orphans:
         raise ConfigError("name the fingerprints to remove (kinema store lists them), or --orphans")
 

@@ -37,8 +37,11 @@ FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 
 
 def warm_up() -> None:
-    """Starts the fork server in the background; its imports then run beside those of this process."""
+    """Starts the fork server in the background; its imports then run beside those of this process. Call it in the main
+    thread."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the others.
     forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
 
 
 @dataclass(frozen=True)

@@ -215,10 +215,14 @@ def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     assert all(f"1 {kind}" in out for kind in ("damaged", "touched", "outdated", "orphan"))
     assert error.splitlines()[-1].startswith("kinema: ") and "4 entries are not right" in error
     _, error = kinema("store", "verify", "--mend", *store, code=1)
-    assert "1 entries are not right; prune --orphans" in error
+    assert "1 entries are not right; if videos have moved, kinema extract finds them again" in error
     assert "removed 1 entries" in kinema("store", "prune", "--orphans", *store)[0]
     assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
     assert "2 done, 1 skipped, 0 failed" in extract(tmp_path)[0] and len(clips) == 4
+
+    (tmp_path / "videos").rename(tmp_path / "elsewhere")
+    fails(1, "the videos of all 3 entries are gone, so nothing was removed", "store", "prune", "--orphans", *store)
+    (tmp_path / "elsewhere").rename(tmp_path / "videos")
 
     fails(2, "no setting 0123", "store", "prune", "0123", *store)
     kinema("store", "prune", folder.name, *store)
@@ -250,7 +254,7 @@ def test_failures_are_grouped_and_can_be_looked_at(tmp_path):
     )
     out, _ = kinema("failures", "--config", tmp_path / "c.yaml")
     assert "4 of 8 clips could not be read" in out and "3 x Invalid data" in out and "1 x empty file" in out
-    assert f"kinema failures --config {tmp_path / 'c.yaml'} --clip Good/text0.avi" in out
+    assert f"kinema failures --config {tmp_path / 'c.yaml'} --clip=Good/text0.avi" in out
     out, _ = kinema("failures", "--config", tmp_path / "c.yaml", "--clip", "Good/0.mp4")
     assert "container: 5 of 5 frames" in out and "decord: 2 of 2 frames" in out and "pyav: 2 of 2 frames" in out
     out, _ = kinema("failures", "--config", tmp_path / "c.yaml", "--clip", "Good/text0.avi")
@@ -316,6 +320,19 @@ def test_an_interrupted_extraction_ends_clean(tmp_path):
     assert not list((tmp_path / "store").rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
+def test_an_interruption_at_the_start_is_a_line(tmp_path, seconds):
+    healthy(tmp_path / "videos")
+    command = [sys.executable, "-m", "pipeline.cli", "extract", "--data.root", tmp_path / "videos"]
+    command = list(map(str, [*command, "--store", tmp_path / "store"]))
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in error and error.splitlines()[-1].startswith("kinema: interrupted")
+
+
 def test_names_cannot_steer_the_terminal_or_break_the_report(tmp_path):
     names = ["\x1b[2Jclear", "new\nline", "<script>", "a|b", "$x", os.fsdecode(b"latin\xe9")]
     for name in names:
@@ -362,6 +379,18 @@ def test_broken_bundles_are_refused_in_one_line(trained, tmp_path):
 
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
+    model = (copy / "model.safetensors").read_bytes()
+    for place in (-1, -len(model) // 2):
+        other = bytearray(model)
+        other[place] ^= 1
+        (copy / "model.safetensors").write_bytes(other)
+        fails(1, "model.safetensors: damaged since training", "predict", copy, "x.mp4")
+    (copy / "model.safetensors").write_bytes(model)
+    cnn = (copy / "backbone.safetensors").read_bytes()
+    (copy / "backbone.safetensors").write_bytes(cnn[:-1] + bytes([cnn[-1] ^ 1]))
+    fails(1, "not the CNN that the heads were trained with", "predict", copy, "x.mp4")
+    (copy / "history.json").write_text("")
+    fails(1, "history.json: damaged", "evaluate", copy)
     (copy / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
     fails(1, "model.safetensors: not a readable safetensors file", "predict", copy, "x.mp4")
     (copy / "model.safetensors").unlink()
