@@ -1,5 +1,8 @@
-"""Files that are there whole or not at all, and files without a name, of which a killed process leaves nothing."""
+"""Files that are there whole or not at all, and of which a reader can tell damage; and files without a name, of which a
+killed process leaves nothing."""
 
+import hashlib
+import json
 import os
 import socket
 import tempfile
@@ -8,8 +11,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
+
+from pipeline.errors import KinemaError
 
 A_DAY = 86400
 
@@ -26,6 +33,27 @@ def moved_into_place(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def checksum(arrays: dict[str, np.ndarray], about: str) -> str:
+    """Digests arrays and what is told of them."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(arrays):
+        digest.update(f"{arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Reads a file that only this program writes.
+
+    Raises:
+        KinemaError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise KinemaError(f"{path}: damaged; delete {path.parent} and do again what made it") from None
 
 
 def abandoned(folder: Path) -> list[Path]:

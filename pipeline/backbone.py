@@ -21,7 +21,7 @@ import timm
 import timm.data
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torchvision import transforms
 
@@ -87,7 +87,8 @@ class Backbone:
         Returns:
             float16 [N,D].
         """
-        return self._run(frames_N3HW).astype(np.float16, copy=False)
+        with np.errstate(over="ignore"):  # Whoever uses features looks whether they are finite.
+            return self._run(frames_N3HW).astype(np.float16, copy=False)
 
     # Chosen and started at first use: many users of a backbone need only its description.
     @functools.cached_property
@@ -113,7 +114,17 @@ class Backbone:
 
     def save(self, path: Path) -> None:
         """Writes the weights in safetensors format."""
-        save_file({key: value.contiguous() for key, value in self.state.items()}, path)
+        path.write_bytes(save({key: value.contiguous() for key, value in self.state.items()}))
+
+    def is_saved_in(self, path: Path) -> bool:
+        """Whether a file holds these very weights."""
+        try:
+            saved = load_file(path)
+        except (OSError, safetensors.SafetensorError):
+            return False
+        return saved.keys() == self.state.keys() and all(
+            torch.equal(value, saved[name]) for name, value in self.state.items()
+        )
 
 
 class _Normalised(nn.Module):

@@ -1,12 +1,13 @@
 """The run bundle: a folder that holds all that a prediction needs, and what is known of the run.
 
-`config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `trained_on.csv` the clips and
-groups that the heads learned from, `backbone.safetensors` the CNN, `model.safetensors` the heads and the reduction
-before them (the last to be written: with it a run is complete), `history.json` the epochs; after `evaluate` also
-`metrics.json`, `predictions.csv`, `report.md` and its pictures.
+`config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `trained_on.csv` the clips that the
+heads learned from, with their groups and the digests of their files, `backbone.safetensors` the CNN,
+`model.safetensors` the heads and the reduction before them (the last to be written: with it a run is complete),
+`history.json` the epochs; after `evaluate` also `metrics.json`, `predictions.csv`, `report.md` and its pictures.
 """
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -18,13 +19,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from pipeline.atomic import moved_into_place
+from pipeline.atomic import checksum, moved_into_place, read_json
 from pipeline.choose import Choice
 from pipeline.config import Config
 from pipeline.data import Clip
 from pipeline.errors import ConfigError, KinemaError, first_line
 from pipeline.head import HEADS, Heads, Reduction, SequenceHead
 from pipeline.settings import build, to_yaml
+from pipeline.store import Header
 
 
 class Bundle:
@@ -53,14 +55,14 @@ class Bundle:
     def asked(self) -> str:
         """Returns the settings that the run was asked for, as YAML; an empty text if there is no run yet."""
         if self.choice_file.exists():
-            return json.loads(self.choice_file.read_text())["asked"]
+            return read_json(self.choice_file)["asked"]
         return self.config_file.read_text() if self.config_file.exists() else ""
 
     def choice(self, identity: str) -> Choice | None:
         """Returns the choice of settings that was made for the same settings and clips, if any."""
         if not self.choice_file.exists():
             return None
-        kept = json.loads(self.choice_file.read_text())
+        kept = read_json(self.choice_file)
         return Choice(kept["chosen"], kept["tried"]) if kept["identity"] == identity else None
 
     def keep_choice(self, identity: str, asked: Config, choice: Choice) -> None:
@@ -79,14 +81,15 @@ class Bundle:
         """The classes in the order of the logits."""
         return (self.folder / "classes.txt").read_text().splitlines()
 
-    def begin(self, config: Config, classes: list[str], clips: list[Clip], backbone_file: Path) -> None:
+    def begin(self, config: Config, classes: list[str], clips: dict[Clip, Header], backbone_file: Path) -> None:
         """Writes all but the heads; `clips` are those of training and validation."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with moved_into_place(self.config_file) as temporary:
             temporary.write_text(to_yaml(config))
         (self.folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
         with (self.folder / "trained_on.csv").open("w", newline="") as stream:
-            csv.writer(stream).writerows([("clip", "group"), *((clip.id, clip.group) for clip in clips)])
+            rows = ((clip.id, clip.group, header.source.sha256) for clip, header in clips.items())
+            csv.writer(stream).writerows([("clip", "group", "sha256"), *rows])
         self.backbone_file.unlink(missing_ok=True)
         try:
             os.link(backbone_file, self.backbone_file)  # Costs no space on the same disk.
@@ -101,14 +104,22 @@ class Bundle:
         """
         if classes != self.classes:
             raise KinemaError(f"{self.folder}: the data set has other classes now than in training; train a new run")
-        with (self.folder / "trained_on.csv").open(newline="") as stream:
-            known = {row["group"] for row in csv.DictReader(stream)}
+        known = {row["group"] for row in self._trained_on()}
         seen = [clip.id for clip in clips if clip.group in known]
         if seen:
             raise KinemaError(
                 f"{self.folder}: {len(seen)} of {len(clips)} test clips are of groups that it was trained on, such as "
                 f"{seen[0]}: the data set or its split has changed since; train a new run"
             )
+
+    def copies(self, clips: dict[Clip, Header]) -> list[str]:
+        """Returns the ids of those clips whose file is a copy of one that the run learned from, by another name."""
+        known = {row["sha256"] for row in self._trained_on()}
+        return [clip.id for clip, header in clips.items() if header.source.sha256 in known]
+
+    def _trained_on(self) -> list[dict[str, str]]:
+        with (self.folder / "trained_on.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
 
     def finish(
         self,
@@ -123,7 +134,8 @@ class Bundle:
         states = {part: module.state_dict() for part, module in {"reduction": reduction, **heads}.items()}
         tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
         with moved_into_place(self.model_file) as temporary:
-            safetensors.torch.save_file(tensors, temporary, {"identity": identity, "fingerprint": fingerprint})
+            about = {"identity": identity, "fingerprint": fingerprint, "backbone_sha256": _digest(self.backbone_file)}
+            temporary.write_bytes(safetensors.torch.save(tensors, about | {"checksum": _checksum(tensors, about)}))
 
     def identity(self) -> str | None:
         """Returns the digest of what the heads were trained on; None if they are not trained yet."""
@@ -141,10 +153,15 @@ class Bundle:
         """Loads the reduction, and the run's heads and its baselines by kind, the run's own first.
 
         Raises:
-            KinemaError: the file does not hold them.
+            KinemaError: the file does not hold them, or it or the CNN has changed since training.
         """
         with self._open() as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
+            about = file.metadata() or {}
+        if about.pop("checksum", None) != _checksum(tensors, about):
+            raise KinemaError(f"{self.model_file}: damaged since training; train it again")
+        if about["backbone_sha256"] != _digest(self.backbone_file):
+            raise KinemaError(f"{self.backbone_file}: not the CNN that the heads were trained with; train it again")
         states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         for name, value in tensors.items():
             part, rest = name.split(".", 1)
@@ -166,6 +183,16 @@ class Bundle:
 
     def _open(self) -> safetensors.safe_open:
         try:
+            self.model_file.open("rb").close()  # Safetensors calls a file that may not be read one that is not there.
             return safetensors.safe_open(self.model_file, framework="pt")
-        except (OSError, safetensors.SafetensorError) as error:
+        except safetensors.SafetensorError as error:
             raise KinemaError(f"{self.model_file}: not a readable safetensors file ({error})") from None
+
+
+def _checksum(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> str:
+    return checksum({name: tensor.numpy() for name, tensor in tensors.items()}, json.dumps(about, sort_keys=True))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

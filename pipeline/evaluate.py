@@ -6,6 +6,7 @@ kinema evaluate data/runs/ucf101
 import csv
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 import torch
 
 from pipeline import metrics, report
+from pipeline.atomic import read_json
 from pipeline.bundle import Bundle
 from pipeline.config import Config, SamplingConfig
 from pipeline.data import Clip, load_dataset
 from pipeline.device import resolve_device
+from pipeline.errors import printable
 from pipeline.fit import classify
 from pipeline.frames import read_frames
 from pipeline.loading import find_clips, load_clips
@@ -45,14 +48,17 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     dataset = load_dataset(config.data)
     bundle.require_unseen(dataset.classes, dataset.of("test"))
     store = FeatureStore(config.store / bundle.fingerprint(), config.decode.partial)
-    clips = list(find_clips(store, dataset, "test", config.max_missing))
+    found = find_clips(store, dataset, "test", config.max_missing)
+    clips, copies = list(found), bundle.copies(found)
+    history = read_json(run / "history.json")
     reduction, heads = bundle.load(config, device)
     test = load_clips(store, clips, dataset.classes, reduction)
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]
 
     each = {kind: classify(some, test.parts_NPK, device).numpy() for kind, some in heads.items()}  # [heads,N,C]
     logits = {kind: logits_HNC.mean(0) for kind, logits_HNC in each.items()}
-    train_counts_C = np.array([sum(clip.label == name for clip in dataset.of("train")) for name in dataset.classes])
+    counts = Counter(clip.label for clip in dataset.of("train"))
+    train_counts_C = np.array([counts[name] for name in dataset.classes])
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 
     about = {
@@ -60,6 +66,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         "n_clips": len(clips),
         "n_groups": len(set(groups)),
         "n_missing": len(dataset.of("test")) - len(clips),
+        "n_copies": len(copies),
         "seed": config.train.seed,
     }
     measured = {kind: about | metrics.measure(scores_NC, labels_N, groups) for kind, scores_NC in logits.items()}
@@ -95,7 +102,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         writer = csv.DictWriter(stream, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    report.write_report(run, result, matrix_CC, json.loads((run / "history.json").read_text()))
+    report.write_report(run, result, matrix_CC, history)
 
     print(report.provenance(result))
     print(report.summary_table(result))
@@ -103,6 +110,9 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         print(report.gain_line(result))
     if config.train.heads > 1:
         print(report.heads_line(result))
+    if copies:
+        print(report.copies_line(result))
+        print(f"such as {printable(copies[0])}; give copies the same group in a CSV file, or remove them")
     print(f"report: {run / 'report.md'}")
     _track(config, bundle, result, rows, clips)
 

@@ -242,7 +242,7 @@ def _save(
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
     about = {"identity": checkpoint.identity, "history": json.dumps(history)}
     with moved_into_place(checkpoint.path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, about)
+        temporary.write_bytes(safetensors.torch.save(tensors, about))
 
 
 def _resume(checkpoint: Checkpoint, weights: Tensors, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:

@@ -52,6 +52,8 @@ def write_report(folder: Path, metrics: dict[str, Any], matrix_CC: np.ndarray, h
     draw_confusions(folder / "confusion.png", matrix_CC, classes)
     draw_curves(folder / "curves.png", history)
     lines = [f"# {folder.name}", "", provenance(metrics), "", summary_table(metrics), ""]
+    if metrics["n_copies"]:
+        lines += [copies_line(metrics), ""]
     if "gain_over_mean" in metrics:
         lines += [gain_line(metrics), ""]
     if "top1_of_each_head" in metrics:
@@ -81,6 +83,14 @@ def gain_line(metrics: dict[str, Any]) -> str:
     interval = metrics["gain_over_mean_ci95"]
     span = f", 95 % interval {interval[0]:+.3f} to {interval[1]:+.3f}" if interval else ""
     return f"{NAMES[metrics['head']]} against mean of frames, clip by clip: {metrics['gain_over_mean']:+.3f}{span}"
+
+
+def copies_line(metrics: dict[str, Any]) -> str:
+    """Says how many answers measure memory."""
+    return (
+        f"{metrics['n_copies']} of {metrics['n_clips']} test clips are copies, by other names, of files that were "
+        "trained on: what is measured on them is memory"
+    )
 
 
 def heads_line(metrics: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pipeline.atomic import abandoned, moved_into_place
+from pipeline.atomic import abandoned, checksum, moved_into_place
 from pipeline.config import BackboneConfig, SamplingConfig
 from pipeline.data import Clip, Source
 from pipeline.errors import KinemaError
@@ -88,7 +88,7 @@ class FeatureStore:
         manifest = store.folder / "manifest.json"
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
-            if not _is_whole(store.backbone_file):
+            if not backbone.is_saved_in(store.backbone_file):
                 with moved_into_place(store.backbone_file) as temporary:
                     backbone.save(temporary)
             engines = _engines(manifest) | {backbone.engine: round(backbone.choice.cosine, 5)}
@@ -102,7 +102,7 @@ class FeatureStore:
             if store.ledger.exists() and not store.ledger.read_bytes().endswith(b"\n"):
                 with store.ledger.open("a") as stream:  # A full disk or a kill cut the last line off.
                     stream.write("\n")
-        except (OSError, safetensors.SafetensorError) as error:
+        except OSError as error:
             raise store._refusal(store.folder, error, backbone.bytes) from None
         for leftover in abandoned(store.folder):
             leftover.unlink(missing_ok=True)
@@ -270,7 +270,7 @@ def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     found = {}
     for text in ledger.read_text(errors="replace").splitlines():
-        with suppress(ValueError):  # A line that a full disk or a kill cut off.
+        with suppress(ValueError, KeyError, TypeError):  # A line that a full disk or a kill cut off.
             line = json.loads(text)
             found[line["clip"]] = line
     return found
@@ -288,7 +288,7 @@ def encode_entry(clip_id: str, entry: ClipFeatures, engine: str, fingerprint: st
     about = {"clip": clip_id, "planned": entry.planned, "decoder": entry.decoder, "source": asdict(entry.source)}
     about |= {"engine": engine, "fingerprint": fingerprint}
     text = json.dumps(about)
-    return safetensors.numpy.save(arrays, {"about": text, "checksum": _checksum(arrays, text)})
+    return safetensors.numpy.save(arrays, {"about": text, "checksum": checksum(arrays, text)})
 
 
 def decode_entry(path: Path) -> tuple[str, ClipFeatures, str]:
@@ -304,7 +304,7 @@ def decode_entry(path: Path) -> tuple[str, ClipFeatures, str]:
     with _opened(path) as file:
         about = _about(file, path)
         arrays = {name: file.get_tensor(name) for name in ("features", "pts", "indices")}
-        if file.metadata().get("checksum") != _checksum(arrays, file.metadata()["about"]):
+        if file.metadata().get("checksum") != checksum(arrays, file.metadata()["about"]):
             raise DamagedEntry("checksum does not match")
     entry = ClipFeatures(**arrays, planned=about["planned"], decoder=about["decoder"], source=about["source"])
     return about["clip"], entry, about["engine"]
@@ -347,22 +347,6 @@ def _name(clip_id: str) -> str:
 
 def _absolute(file: Path | None) -> str | None:
     return str(file.resolve()) if file else None
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        with safetensors.safe_open(path, framework="np"):
-            return True
-    except (OSError, safetensors.SafetensorError):
-        return False
-
-
-def _checksum(arrays: dict[str, np.ndarray], about: str) -> str:
-    digest = hashlib.sha256(about.encode())
-    for name in sorted(arrays):
-        digest.update(f"{arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
-    return digest.hexdigest()
 
 
 def _state(path: Path) -> list[int] | None:

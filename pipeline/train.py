@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import time
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -34,9 +35,11 @@ def train(config: Config, run: str) -> None:
     """Trains on the stored features and writes the bundle `<runs>/<run>`.
 
     Raises:
-        ConfigError: the bundle exists with other settings.
+        ConfigError: the bundle exists with other settings, or its name is a path.
         KinemaError: features are missing, or the data cannot be used.
     """
+    if Path(run).name != run:
+        raise ConfigError(f"--run {run}: a name, not a path; --runs names the folder of the bundles")
     bundle = Bundle(config.runs / run)
     if asked := bundle.asked():
         changed = yaml_differences(asked, to_yaml(config), ignore=PLACES)
@@ -72,7 +75,7 @@ def train(config: Config, run: str) -> None:
             bundle.keep_choice(identity, config, choice)
         print("tried on groups of the training split, held out in turn:", *choice.tried, sep="\n  ")
         config = with_settings(config, choice.chosen)
-    bundle.begin(config, dataset.classes, learned_from, store.backbone_file)
+    bundle.begin(config, dataset.classes, found["train"] | found["val"], store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
     heads: dict[str, Heads] = {}
     history: dict[str, list[dict[str, float]]] = {}
@@ -117,7 +120,7 @@ def train(config: Config, run: str) -> None:
     seconds |= {name: sum(record["seconds"] for record in records) for name, records in history.items()}
     tracker.summary({f"seconds/{name}": value for name, value in seconds.items()})
     for name in history:
-        (bundle.folder / f"checkpoint-{name}.safetensors").unlink()
+        (bundle.folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)  # Another process had the same run.
     tracker.finish()
     print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from pipeline.backbone import Backbone
 from pipeline.config import BackboneConfig, SamplingConfig
@@ -210,6 +211,18 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, backbone, store):
         (store.folder / "aa" / name).touch()
     FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), 0.5)
     assert [path.name for path in (store.folder / "aa").iterdir()] == [names[1]]
+
+
+def test_the_cnn_of_a_store_can_be_read_by_all_and_is_the_one_that_makes_its_features(tmp_path, backbone, store):
+    mask = os.umask(0o022)
+    try:
+        for content in (b"", save({"a": torch.zeros(2)})):
+            store.backbone_file.write_bytes(content)
+            FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), 0.5)
+            assert backbone.is_saved_in(store.backbone_file)
+            assert store.backbone_file.stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(mask)
 
 
 def test_a_failed_write_leaves_nothing_behind(store, clip, entry, monkeypatch):

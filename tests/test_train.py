@@ -93,6 +93,8 @@ def test_a_run_is_never_overwritten(settings_of_small_set, trained):
     settings = [*settings_of_small_set, "--run", "small"]
     same, _ = kinema("train", *settings, "--train.epochs", 12)
     assert "is trained already" in same
+    _, error = kinema("train", *settings, "--run", "../small", code=2)
+    assert "a name, not a path" in error
     _, error = kinema("train", *settings, "--train.epochs", 13, code=2)
     assert "train.epochs: 12, now 13" in error and error.count("\n") == 1
     assert (trained / "model.safetensors").read_bytes() == before
@@ -101,6 +103,30 @@ def test_a_run_is_never_overwritten(settings_of_small_set, trained):
 def test_evaluation_refuses_clips_of_groups_trained_on(trained):
     _, error = kinema("evaluate", trained, "--data.split", 2, code=1)
     assert "16 of 16 test clips are of groups that it was trained on" in error and error.count("\n") == 1
+
+
+def test_copies_of_trained_clips_are_told_and_the_majority_is_of_training(small_set, tmp_path):
+    """Clips by other names, of other groups as far as anybody has said; one class is larger in training, another in
+    the test."""
+    rows = ["path,label,split"]
+    for label, in_training, in_test in (("Grow", 4, 1), ("Shrink", 2, 3)):
+        files = sorted((small_set / "videos" / label).iterdir())
+        (tmp_path / "videos" / label).mkdir(parents=True)
+        copied = [*files[:in_training], *files[3 : 3 + in_test]]  # The fourth is learned from as `Grow`.
+        for number, file in enumerate(copied):
+            name = f"{label}/{number}{file.suffix}"
+            (tmp_path / "videos" / name).write_bytes(file.read_bytes())
+            split = "test" if number >= in_training else "val" if number == 1 else "train"
+            rows.append(f"{name},{label},{split}")
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    settings = ["--data.root", tmp_path / "videos", "--data.lists", tmp_path / "clips.csv", "--sampling.frames", 2]
+    settings += ["--store", tmp_path / "store", "--runs", tmp_path, "--tracking", "off", "--train.epochs", 1]
+    kinema("extract", *settings)
+    kinema("train", *settings, "--run", "copies")
+    told, _ = kinema("evaluate", tmp_path / "copies")
+    assert "1 of 4 test clips are copies" in told and "Grow/4" in told
+    assert "1 of 4 test clips are copies" in (tmp_path / "copies" / "report.md").read_text()
+    assert json.loads((tmp_path / "copies" / "metrics.json").read_text())["baselines"]["majority"]["top1"] == 0.25
 
 
 def test_evaluation_tells_all_that_was_promised(trained):
