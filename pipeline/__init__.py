@@ -6,3 +6,9 @@ not at all), `progress`, `settings` (how settings are declared and read), `confi
 `store` -> `extract`, `upkeep` and `failures`, then `head` -> `loading` -> `fit` -> `loudness` -> `choose` -> `bundle`
 -> `tracking` -> `train` -> `metrics` -> `report` -> `evaluate` and `predict`. `cli` is the way in.
 """
+
+import os
+
+# OpenMP's threads wait for each other by spinning, which keeps them from work where another program has a core: so long
+# only. It is read when PyTorch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
