@@ -109,7 +109,8 @@ class Bundle:
         if seen:
             raise KinemaError(
                 f"{self.folder}: {len(seen)} of {len(clips)} test clips are of groups that it was trained on, such as "
-                f"{seen[0]}: the data set or its split has changed since; train a new run"
+                f"{seen[0]}: the data set or its split has changed since; train a new run (a column `split` in a CSV "
+                "file keeps the split as clips come and go)"
             )
 
     def copies(self, clips: dict[Clip, Header]) -> list[str]:

@@ -86,6 +86,8 @@ def choose(config: Config, clips: ClipSet, groups: list[str], device: torch.devi
             if better:
                 chosen[name] = value
                 config, best = candidate, scored
+    if not chosen:
+        tried.append("kept as set: no value is better by two standard errors")
     return Choice(chosen, tried)
 
 

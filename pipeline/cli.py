@@ -1,6 +1,7 @@
 """The command `kinema`: a table of verbs. Each verb's module is imported only when it is asked for."""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -52,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, _stop)
     try:
         _run([argument for argument in argv if argument != "--debug"])
+    except BrokenPipeError:  # Whoever reads has read enough; Python would complain when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (KinemaError, OSError) as error:
         if debug:
             raise
@@ -82,6 +86,12 @@ def _shard(text: str) -> tuple[int, int]:
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 1/4, got {text!r}")
     return int(part), int(parts)
+
+
+def _top(text: str) -> int:
+    if not (text.isdigit() and 1 <= int(text) <= 1000):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1000, got {text!r}")
+    return int(text)
 
 
 def _run(argv: list[str]) -> None:
@@ -127,11 +137,9 @@ def _run(argv: list[str]) -> None:
     if verb in ("evaluate", "predict"):
         parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run bundle")
     if verb == "predict":
-        parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="video file")
+        parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="video files, such as folder/*")
         parser.add_argument("--json", action="store_true", help="print one JSON object a file")
-        parser.add_argument(
-            "--top", type=int, choices=range(1, 1001), metavar="N", default=5, help="how many classes (default: 5)"
-        )
+        parser.add_argument("--top", type=_top, metavar="N", default=5, help="how many classes (default: 5)")
     known = {name: setting for name, setting in flatten(Config).items() if name.startswith(OF_VERB.get(verb, ""))}
     groups: dict[str, Any] = {"": parser.add_argument_group("settings")}
     for name, setting in known.items():

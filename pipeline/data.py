@@ -117,16 +117,23 @@ def load_dataset(config: DataConfig) -> Dataset:
     clips, classes = readers[layout](config)
     if not clips:
         raise KinemaError(f"{config.lists or config.root}: no clips found (layout '{layout}')")
+    listed = layout not in ("folder", "kinetics")  # These look what is there.
+    if listed and (absent := [clip.id for clip in clips if not os.path.exists(clip.path)]):
+        raise KinemaError(
+            f"{config.lists}: {len(absent)} of {len(clips)} listed files are not in {config.root}: {_some(absent)}; "
+            "check data.root, or take their lines out (a part of UCF101 or HMDB51 goes without data.lists)"
+        )
     twice = [name for name, count in Counter(clip.id for clip in clips).items() if count > 1]
     if twice:
         raise KinemaError(f"{config.lists or config.root}: listed more than once: {_some(twice)}")
     split = config.split if layout in ("ucf101", "hmdb51") else "given"
     if not any(clip.split for clip in clips):
         split = f"by group, seed {config.split_seed}"
+    cut = not any(clip.split == "test" for clip in clips)
     clips = _cut_missing_splits(clips, config)
     check_leaks(clips)
     classes = classes or sorted({clip.label for clip in clips})
-    _check_classes(clips, classes)
+    _check_classes(clips, classes, cut)
     return Dataset(clips, classes, split)
 
 
@@ -141,19 +148,23 @@ def check_leaks(clips: list[Clip]) -> None:
         splits_of[clip.group].add(clip.split)
     leaking = {group for group, splits in splits_of.items() if len(splits) > 1}
     if leaking:
-        found = [f"{clip.id} ({clip.split})" for clip in clips if clip.group in leaking]
+        found = [f"{clip.id} ({clip.group}, {clip.split})" for clip in clips if clip.group in leaking]
         raise KinemaError(
             f"{len(leaking)} groups stand in more than one split, so the test would measure memory: {_some(found, 8)}; "
             "put all clips of a group into one split, or give each its own group"
         )
 
 
-def _check_classes(clips: list[Clip], classes: list[str]) -> None:
-    """Stops where a class has no clip to learn from, and says which cannot be tested."""
+def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
+    """Stops where a class has no clip to learn from, and says which cannot be tested.
+
+    `cut` says whether the test clips were chosen here.
+    """
     absent = {
         split: sorted({*classes} - {clip.label for clip in clips if clip.split == split}) for split in ("train", "test")
     }
-    remedy = "a class needs clips of three groups (recordings) or more; another --data.split_seed may cut better"
+    remedy = "a class needs clips of three groups (recordings) or more"
+    remedy += "; another --data.split_seed may cut better" if cut else ", in the splits that the data set brings"
     if absent["train"]:
         raise KinemaError(f"no training clip of {_some(absent['train'])} is left; {remedy}")
     if absent["test"]:
@@ -250,7 +261,7 @@ def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
         raise KinemaError(f"{file}: not a text file") from None
 
 
-def _existing(root: Path, name: str, where: str) -> tuple[str, Path]:
+def _below(root: Path, name: str, where: str) -> tuple[str, Path]:
     """Returns the clip's name relative to the root, and its path. Links below the root are the user's own and may lead
     anywhere; what a list says may not."""
     base = os.path.join(os.path.abspath(root), "")
@@ -258,8 +269,6 @@ def _existing(root: Path, name: str, where: str) -> tuple[str, Path]:
     if not path.startswith(base):
         raise KinemaError(f"{where}: '{name}' is outside of data.root {root}; lists may only name files below it")
     relative = path.removeprefix(base)
-    if not os.path.exists(path):
-        raise KinemaError(f"{where}: no such file: {root / relative}; check data.root, or take the line out")
     return printable(relative), root / relative
 
 
@@ -283,7 +292,7 @@ def _read_ucf101(config: DataConfig) -> tuple[list[Clip], list[str]]:
                 raise KinemaError(f"{where}: class '{label}' is not in classInd.txt")
             if number is not None and number != classes[label]:
                 raise KinemaError(f"{where}: class number {number}, but '{label}' is {classes[label]} in classInd.txt")
-            name, path = _existing(config.root, name, where)
+            name, path = _below(config.root, name, where)
             clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, list(classes)
 
@@ -298,7 +307,7 @@ def _read_hmdb51(config: DataConfig) -> tuple[list[Clip], list[str]]:
             if len(words) != 2 or words[1] not in ("0", "1", "2"):
                 raise KinemaError(f"{where}: expected 'file 0|1|2', got '{' '.join(words)}'")
             if words[1] != "0":
-                name, path = _existing(config.root, f"{label}/{words[0]}", where)
+                name, path = _below(config.root, f"{label}/{words[0]}", where)
                 split = "train" if words[1] == "1" else "test"
                 clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
     return clips, []
@@ -318,13 +327,17 @@ def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
         raise KinemaError(
             f"{root}: has train and test, and beside them {_some(others)}; move these into one or the other"
         )
-    clips = []
+    clips, loose = [], []
     for base, split in split_of.items() if given else [(root, "")]:
         for path in _videos(base):
             relative = path.relative_to(base)
             if len(relative.parts) > 1:
                 label, name = printable(relative.parts[0]), printable(path.relative_to(root).as_posix())
                 clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
+            else:
+                loose.append(printable(path.name))
+    if loose:
+        print(f"{root}: passed over {len(loose)} videos that are in no folder of a class: {_some(loose)}")
     return clips, []
 
 
@@ -360,7 +373,8 @@ def _rows(
             reader = csv.DictReader(stream, skipinitialspace=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
             if missing := [name for name in needed if name not in reader.fieldnames]:
-                raise KinemaError(f"{config.lists}:1: the header lacks {', '.join(missing)}")
+                hint = "; columns are separated by commas" if ";" in "".join(reader.fieldnames) else ""
+                raise KinemaError(f"{config.lists}:1: the header lacks {', '.join(missing)}{hint}")
             if known and (unknown := [name for name in reader.fieldnames if name not in known]):
                 raise KinemaError(
                     f"{config.lists}:1: unknown column '{unknown[0]}'{nearest(unknown[0], known)}; "
@@ -376,7 +390,7 @@ def _rows(
                         raise KinemaError(f"{where}: empty {name}")
                 yield where, row
     except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
-        raise KinemaError(f"{config.lists}: not a CSV file: {error}") from None
+        raise KinemaError(f"{config.lists}: not a CSV file in UTF-8: {error}") from None
 
 
 def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[float | None, float | None]:
@@ -395,7 +409,7 @@ def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
     clips = []
     for where, row in _rows(config, ("path", "label"), ("path", "label", "group", "split", "start", "end")):
-        name, path = _existing(config.root, row["path"], where)
+        name, path = _below(config.root, row["path"], where)
         label = printable(row["label"])
         start, end = _segment(row, where, "start", "end")
         part = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"

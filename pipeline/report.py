@@ -67,6 +67,8 @@ def write_report(folder: Path, metrics: dict[str, Any], matrix_CC: np.ndarray, h
     lines += ["| class | recall | precision | F1 | clips |", "|:--|--:|--:|--:|--:|"]
     lines += [
         f"| {_cell(row['class'])} | {row['recall']:.3f} | {row['precision']:.3f} | {row['f1']:.3f} | {row['clips']} |"
+        if row["clips"]
+        else f"| {_cell(row['class'])} | not tested | | | 0 |"
         for row in sorted(metrics["per_class"], key=lambda row: row["recall"])
     ]
     lines += ["", "## Training", "", "![curves](curves.png)", ""]

@@ -1,6 +1,7 @@
 """Weights & Biases: the same calls online, offline and off; off works where wandb is not installed."""
 
 import os
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,7 +69,8 @@ class Tracker:
         run, folder = self.run, Path(self.run.dir).parent
         run.finish()
         if run.offline:
-            print(f"W&B: {os.path.relpath(folder)}, upload with: wandb sync {os.path.relpath(folder)}")
+            place = os.path.relpath(folder)
+            print(f"W&B: {place}, upload with: {shlex.join(['wandb', 'sync', place])}")
         else:
             print(f"W&B: {run.url}")
 

@@ -17,7 +17,7 @@ from pipeline.atomic import abandoned, moved_into_place
 from pipeline.data import Source
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
-from pipeline.store import DamagedEntry, decode_entry, encode_entry, entry_path, read_ledger
+from pipeline.store import DamagedEntry, FeatureStore, decode_entry, encode_entry, entry_path
 
 EXTRACT_FINDS = "kinema extract finds them again"
 
@@ -38,7 +38,8 @@ def list_store(root: Path) -> None:
         files = list(_entries(folder))
         size = sum(file.stat().st_size for file in files)
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
-        unread = sum(not entry_path(folder, clip_id).exists() for clip_id in read_ledger(folder))
+        unreadable = FeatureStore(folder, partial=0).failures()
+        unread = sum(not entry_path(folder, clip_id).exists() for clip_id in unreadable)
         of = (backbone.get(name, "") for name in ("model", "crop", "view"))
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
         counts = backbone["precision"], len(files), unread, f"{size / 1e6:.1f} MB"

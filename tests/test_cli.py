@@ -194,6 +194,14 @@ def test_shards_do_all_clips_between_them(tmp_path):
     fails(2, "expected I/N with I from 1 to N", "extract", "--shard", "3/2")
 
 
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
+    healthy(tmp_path / "videos")
+    extract(tmp_path)
+    command = f"{sys.executable} -m pipeline.cli store --store {tmp_path / 'store'} | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.stderr == "" and ended.returncode in (0, 128 + signal.SIGPIPE)
+
+
 def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     healthy(tmp_path / "videos")
     extract(tmp_path)

@@ -46,7 +46,7 @@ def test_ucf101_lists(ucf):
 @pytest.mark.parametrize(
     ("file", "line", "message"),
     [
-        ("trainlist01.txt", "Run/v_Run_g99_c01.avi 1", "trainlist01.txt:13: no such file"),
+        ("trainlist01.txt", "Run/v_Run_g99_c01.avi 1", "1 of 17 listed files are not in .*: Run/v_Run_g99_c01.avi"),
         ("trainlist01.txt", "Fly/v_Fly_g03_c01.avi 1", "trainlist01.txt:13: class 'Fly' is not in classInd.txt"),
         ("trainlist01.txt", "Run/v_Run_g03_c01.avi 2", "trainlist01.txt:13: class number 2, but 'Run' is 1"),
         ("trainlist01.txt", "nonsense", "trainlist01.txt:13: expected 'Class/file'"),
@@ -107,6 +107,12 @@ def test_folder_a_class(tmp_path):
     dataset = load_dataset(DataConfig(root=tmp_path))
     assert dataset.classes == ["a", "b"] and dataset.split == "by group, seed 0"
     assert {split: len(dataset.of(split)) for split in ("train", "val", "test")} == {"train": 13, "val": 2, "test": 5}
+
+
+def test_videos_beside_the_folders_of_classes_are_told_of(tmp_path, capsys):
+    touch(tmp_path, *(f"{label}/{number}.mp4" for label in ("a", "b") for number in range(4)), "loose.mp4")
+    assert len(load_dataset(DataConfig(root=tmp_path)).clips) == 8
+    assert "passed over 1 videos that are in no folder of a class: loose.mp4" in capsys.readouterr().out
 
 
 def test_folder_with_given_splits(tmp_path):
@@ -186,7 +192,8 @@ def test_csv_with_segments_and_groups(tmp_path):
         ("path,label,start,end", "x.mp4,a,soon,2", "list.csv:2: start and end are seconds"),
         ("path,label,start,end", "x.mp4,a,-1,2", "list.csv:2: start and end are seconds"),
         ("path,label,start,end", "x.mp4,a,0,nan", "list.csv:2: start and end are seconds"),
-        ("path,label", "gone.mp4,a", "list.csv:2: no such file"),
+        ("path,label", "gone.mp4,a", "list.csv: 1 of 1 listed files are not in .*: gone.mp4; check data.root"),
+        ("path;label", "x.mp4;a", "list.csv:1: the header lacks path, label; columns are separated by commas"),
         ("path,label,grup", "x.mp4,a,1", "list.csv:1: unknown column 'grup'; did you mean 'group'"),
     ],
 )
