@@ -19,8 +19,6 @@ from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
 from pipeline.store import DamagedEntry, FeatureStore, decode_entry, encode_entry, entry_path
 
-EXTRACT_FINDS = "kinema extract finds them again"
-
 
 def list_store(root: Path) -> None:
     """Prints a line for each setting that the store has features of."""
@@ -84,7 +82,7 @@ def verify_store(root: Path, deep: bool, mend: bool) -> None:
     if unmended := beyond if mend else found.total():
         advice = [] if mend or unmended == beyond else ["verify --mend mends all but orphans and unreadable ones"]
         if found["orphan"]:
-            advice += [f"if videos have moved, {EXTRACT_FINDS}", "if they are gone for good, prune --orphans"]
+            advice.append("where videos have moved, kinema extract finds them again; prune --orphans removes the rest")
         raise KinemaError("; ".join([f"{root}: {unmended} entries are not right", *advice]))
 
 
@@ -108,7 +106,7 @@ def prune_store(root: Path, fingerprints: list[str], orphans: bool) -> None:
         if gone and len(gone) == len(files):
             raise KinemaError(
                 f"{root}: the videos of all {len(files)} entries are gone, so nothing was removed: if they have moved, "
-                f"{EXTRACT_FINDS}; to remove everything, name the fingerprints"
+                "kinema extract finds them again; to remove everything, name the fingerprints"
             )
         for file in gone:
             file.unlink()
