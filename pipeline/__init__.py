@@ -9,6 +9,6 @@ not at all), `progress`, `settings` (how settings are declared and read), `confi
 
 import os
 
-# OpenMP's threads wait for each other by spinning, which keeps them from work where another program has a core: so long
-# only. It is read when PyTorch is imported.
+# OpenMP's threads spin while they wait for each other, and so hold the core that another program or thread needs: the
+# default is 300,000 turns. It is read when PyTorch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -7,7 +7,6 @@ heads learned from, with their groups and the digests of their files, `backbone.
 """
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import torch
 from pipeline.atomic import checksum, moved_into_place, read_json
 from pipeline.choose import Choice
 from pipeline.config import Config
-from pipeline.data import Clip
+from pipeline.data import Clip, Source
 from pipeline.errors import ConfigError, KinemaError, first_line
 from pipeline.head import HEADS, Heads, Reduction, SequenceHead
 from pipeline.settings import build, to_yaml
@@ -135,7 +134,7 @@ class Bundle:
         states = {part: module.state_dict() for part, module in {"reduction": reduction, **heads}.items()}
         tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
         with moved_into_place(self.model_file) as temporary:
-            about = {"identity": identity, "fingerprint": fingerprint, "backbone_sha256": _digest(self.backbone_file)}
+            about = {"identity": identity, "fingerprint": fingerprint, "backbone_sha256": self._cnn()}
             temporary.write_bytes(safetensors.torch.save(tensors, about | {"checksum": _checksum(tensors, about)}))
 
     def identity(self) -> str | None:
@@ -161,7 +160,7 @@ class Bundle:
             about = file.metadata() or {}
         if about.pop("checksum", None) != _checksum(tensors, about):
             raise KinemaError(f"{self.model_file}: damaged since training; train it again")
-        if about["backbone_sha256"] != _digest(self.backbone_file):
+        if about["backbone_sha256"] != self._cnn():
             raise KinemaError(f"{self.backbone_file}: not the CNN that the heads were trained with; train it again")
         states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         for name, value in tensors.items():
@@ -182,6 +181,9 @@ class Bundle:
             raise KinemaError(f"{self.model_file}: does not fit config.yaml and classes.txt: {reason}") from None
         return reduction.eval(), {kind: heads.to(device).eval() for kind, heads in loaded.items()}
 
+    def _cnn(self) -> str:
+        return Source.of(self.backbone_file).sha256
+
     def _open(self) -> safetensors.safe_open:
         try:
             self.model_file.open("rb").close()  # Safetensors calls a file that may not be read one that is not there.
@@ -192,8 +194,3 @@ class Bundle:
 
 def _checksum(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> str:
     return checksum({name: tensor.numpy() for name, tensor in tensors.items()}, json.dumps(about, sort_keys=True))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kinema: {reason}; end what else uses the GPU, or use --device cpu", file=sys.stderr)
         return KinemaError.exit_code
     except KeyboardInterrupt as stop:
-        kept = "; what is done is kept, the same command goes on from here" if argv[0] in ("extract", "train") else ""
+        goes_on = {"extract", "train"} & {*argv}
+        kept = "; what is done is kept, the same command goes on from here" if goes_on else ""
         print(f"kinema: interrupted{kept}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     return 0

@@ -49,7 +49,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Source:
-    """The state of a video file when it was read: where it was, bytes, time of change in ns, digest of its content."""
+    """The state of a file when it was read: where it was, bytes, time of change in ns, digest of its content."""
 
     path: str
     size: int
@@ -127,9 +127,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     if twice:
         raise KinemaError(f"{config.lists or config.root}: listed more than once: {_some(twice)}")
     split = config.split if layout in ("ucf101", "hmdb51") else "given"
-    if not any(clip.split for clip in clips):
+    if cut := not any(clip.split for clip in clips):
         split = f"by group, seed {config.split_seed}"
-    cut = not any(clip.split == "test" for clip in clips)
     clips = _cut_missing_splits(clips, config)
     check_leaks(clips)
     classes = classes or sorted({clip.label for clip in clips})
@@ -396,10 +395,10 @@ def _rows(
 def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[float | None, float | None]:
     try:
         first, last = (float(row[key]) if row.get(key) else None for key in (start, end))
+        if not all(time is None or 0 <= time < math.inf for time in (first, last)):
+            raise ValueError
     except ValueError:
         raise KinemaError(f"{where}: {start} and {end} are seconds, got {row.get(start)!r}, {row.get(end)!r}") from None
-    if not all(time is None or 0 <= time < math.inf for time in (first, last)):
-        raise KinemaError(f"{where}: {start} and {end} are seconds from the beginning, got {first}, {last}")
     if last is not None and last <= (first or 0):
         raise KinemaError(f"{where}: {end} {last:g} is not after {start} {first or 0:g}")
     return first, last

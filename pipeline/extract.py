@@ -75,7 +75,7 @@ def _through_cnn(
         if np.isfinite(features_TD).all():
             outcomes.append((clip, ClipFeatures(features_TD, *decoded[1:], source)))
         else:
-            remedy = "--backbone.view grid" if "fp32" in backbone.engine else "--backbone.precision fp32"
+            remedy = "--backbone.view grid" if backbone.choice.precision == "fp32" else "--backbone.precision fp32"
             reason = f"features overflow in {backbone.engine}, or are too large for float16; try {remedy}"
             outcomes.append((clip, Failure(reason)))
     return outcomes

@@ -328,12 +328,15 @@ def test_an_interrupted_extraction_ends_clean(tmp_path):
     assert not list((tmp_path / "store").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("seconds", [0.5, 1.5])
+@pytest.mark.parametrize("seconds", [0.2, 1])
 def test_an_interruption_at_the_start_is_a_line(tmp_path, seconds):
-    healthy(tmp_path / "videos")
+    """While the processes that decode are still being imported."""
+    healthy(tmp_path / "videos", clips=60)
     command = [sys.executable, "-m", "pipeline.cli", "extract", "--data.root", tmp_path / "videos"]
     command = list(map(str, [*command, "--store", tmp_path / "store"]))
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not psutil.Process(process.pid).children():
+        time.sleep(0.01)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
