@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 the job failed, 2 wrong arguments or config, 128 and the signal's number: interrupted.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, told in a line; it ends the process without another.
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
@@ -72,7 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         goes_on = {"extract", "train"} & {*argv}
         kept = "; what is done is kept, the same command goes on from here" if goes_on else ""
         print(f"kinema: interrupted{kept}", file=sys.stderr)
-        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+        if signal.SIGTERM in stop.args:
+            return 128 + signal.SIGTERM
+        # A shell ends its loop only if Ctrl-C has ended the command itself, which Python then does, after its tidying.
+        sys.excepthook = lambda *_: None
+        raise
     return 0
 
 
