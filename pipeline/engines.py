@@ -299,14 +299,14 @@ def _photographs(shape: tuple[int, ...], number: int) -> np.ndarray:
 
 
 def _measure(run: Run, candidate: tuple[str, str], frames: np.ndarray, expected: np.ndarray) -> Choice:
-    features = run(frames).astype(np.float32)
-    lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(expected, axis=1)
+    features = torch.from_numpy(run(frames).astype(np.float32))
+    cosines = nn.functional.cosine_similarity(features, torch.from_numpy(expected))
     taken: list[float] = []
     while sum(taken) < 1:
         began = time.monotonic()
         run(frames)
         taken.append(time.monotonic() - began)
-    return Choice(*candidate, len(frames) / min(taken), float(((features * expected).sum(1) / lengths).min()))
+    return Choice(*candidate, len(frames) / min(taken), float(cosines.min()))
 
 
 def _memory() -> Path:

@@ -229,7 +229,8 @@ def test_damage_never_makes_decord_give_another_frame(videos, tmp_path_factory, 
 
 
 def test_a_frame_that_decord_complains_of_is_not_taken(videos, tmp_path):
-    """Single bits turned in the middle of a file, each in a frame of its own."""
+    """Single bits turned in the middle of a file, each in a frame of its own; frames that FFmpeg leaves out without a
+    word, for a bit in their header, decord does not know of."""
     content = videos["h264.mp4"].read_bytes()
     path = tmp_path / "turned.mp4"
     complaints = 0
@@ -240,7 +241,8 @@ def test_a_frame_that_decord_complains_of_is_not_taken(videos, tmp_path):
         except DecodeError as error:
             complaints += "complains" in str(error)
         else:
-            assert numbers(clip.frames) == list(clip.indices)
+            shown = read_pyav(path, read_timeline(path), clip.indices)
+            assert numbers(clip.frames) == list(clip.indices) or len(shown) < len(clip.indices)
     assert complaints
 
 
