@@ -1,3 +1,4 @@
+import filecmp
 import subprocess
 import sys
 
@@ -15,3 +16,11 @@ def test_scripts_find_what_they_import():
     scripts = sorted(map(str, (REPOSITORY / "scripts").rglob("*.py")))
     assert len(scripts) > 5
     subprocess.run([sys.executable, "-c", IMPORT, *scripts], check=True)
+
+
+def test_the_demo_is_the_same_each_time(small_set, tmp_path):
+    script = REPOSITORY / "scripts" / "make_demo_data.py"
+    subprocess.run([sys.executable, script, tmp_path, "--groups", "3", "--clips", "1"], check=True, capture_output=True)
+    videos = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("videos/*/*"))
+    assert {video.suffix for video in videos} == {".avi", ".mp4", ".webm"}
+    assert filecmp.cmpfiles(tmp_path, small_set, videos, shallow=False) == (videos, [], [])
