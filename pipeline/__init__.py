@@ -2,9 +2,9 @@
 
 The data flows one way, a file importing only from those before it. Below all stand `errors`, `atomic` (files whole or
 not at all), `progress`, `settings` (how settings are declared and read), `config` (all of them) and `device`. Then
-`data` -> `sampling` -> `timeline` -> `decode` -> `workers` -> `frames` -> `views` -> `engines` -> `backbone` ->
-`store` -> `extract`, `upkeep` and `failures`, then `head` -> `loading` -> `fit` -> `loudness` -> `choose` -> `bundle`
--> `tracking` -> `train` -> `metrics` -> `report` -> `evaluate` and `predict`. `cli` is the way in.
+`clip` -> `layouts` -> `data` -> `sampling` -> `timeline` -> `decode` -> `workers` -> `frames` -> `views` -> `engines`
+-> `backbone` -> `store` -> `extract`, `upkeep` and `failures`, then `head` -> `loading` -> `fit` -> `loudness` ->
+`choose` -> `bundle` -> `tracking` -> `train` -> `metrics` -> `report` -> `evaluate` and `predict`. `cli` is the way in.
 """
 
 import os

@@ -1,85 +1,20 @@
-"""Data sets -> a list of clips, each with its class, group and split; and the guarantee that no group leaks.
+"""The clips of a data set, each in one split; and the guarantee that no group leaks.
 
 A group is what was cut from one source video. Clips of one group look alike, so a group that stands on both sides of a
 split makes the accuracy a measure of memory. No layout gets around `check_leaks`.
 """
 
-import csv
-import functools
-import hashlib
-import math
-import os
-import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.clip import Clip
 from pipeline.config import DataConfig
-from pipeline.errors import ConfigError, KinemaError, printable
-from pipeline.settings import nearest
-
-VIDEO_SUFFIXES = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
-VIDEO_SUFFIXES |= {".wmv", ".flv", ".3gp"}
-HIDDEN = (".", "__MACOSX")
-"""How names begin that are not the user's: macOS leaves `._clip.mp4` beside a clip, which is no video."""
-SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validate", "validation"), "val")}
-"""What the splits are called by others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One labelled clip: a file, or the part of it from `start` to `end` (seconds, None: from the beginning, to the
-    end). `id` is the path relative to the data root, with `@start-end` where a part is meant; `split` is 'train',
-    'val', 'test', or '' before the cut."""
-
-    id: str
-    path: Path
-    label: str
-    group: str
-    split: str = ""
-    start: float | None = None
-    end: float | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """The state of a file when it was read: where it was, bytes, time of change in ns, digest of its content."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Source":
-        """Looks at a file as it is now."""
-        with path.open("rb") as stream:
-            stat = os.fstat(stream.fileno())
-        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, _sha256(path, stat.st_size, stat.st_mtime_ns))
-
-    def is_at(self, path: Path) -> bool:
-        """Whether the file is still where it was read."""
-        try:
-            return os.path.samefile(self.path, path)
-        except OSError:
-            return False
-
-    def unchanged(self, path: Path) -> bool:
-        """Whether size and time of change are still the same; the content is not looked at."""
-        stat = path.stat()
-        return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=16)  # Many clips may be parts of one file.
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+from pipeline.errors import KinemaError, some
+from pipeline.layouts import read_clips
 
 
 @dataclass(frozen=True)
@@ -103,35 +38,11 @@ def load_dataset(config: DataConfig) -> Dataset:
         ConfigError: a folder or list does not exist, or the layout cannot be told.
         KinemaError: a line of a list is wrong, a file is missing, or groups leak between splits.
     """
-    if not config.root.is_dir():
-        raise ConfigError(f"data.root: no such folder: {config.root}")
-    if config.lists and not config.lists.exists():
-        raise ConfigError(f"data.lists: no such file or folder: {config.lists}")
-    layout = _detect_layout(config) if config.layout == "auto" else config.layout
-    if layout != "folder" and not config.lists:
-        raise ConfigError(f"data.lists: the layout '{layout}' needs it (the folder of lists, or the CSV file)")
-    if layout == "folder" and config.lists:
-        raise ConfigError(f"data.lists: the layout 'folder' does not read {config.lists}; take data.layout out")
-    readers = {"ucf101": _read_ucf101, "hmdb51": _read_hmdb51, "folder": _read_folder}
-    readers |= {"csv": _read_csv, "kinetics": _read_kinetics}
-    clips, classes = readers[layout](config)
-    if not clips:
-        raise KinemaError(f"{config.lists or config.root}: no clips found (layout '{layout}')")
-    listed = layout not in ("folder", "kinetics")  # These look what is there.
-    if listed and (absent := [clip.id for clip in clips if not os.path.exists(clip.path)]):
-        raise KinemaError(
-            f"{config.lists}: {len(absent)} of {len(clips)} listed files are not in {config.root}: {_some(absent)}; "
-            "check data.root, or take their lines out (a part of UCF101 or HMDB51 goes without data.lists)"
-        )
-    twice = [name for name, count in Counter(clip.id for clip in clips).items() if count > 1]
-    if twice:
-        raise KinemaError(f"{config.lists or config.root}: listed more than once: {_some(twice)}")
-    split = config.split if layout in ("ucf101", "hmdb51") else "given"
+    clips, classes, split = read_clips(config)
     if cut := not any(clip.split for clip in clips):
         split = f"by group, seed {config.split_seed}"
     clips = _cut_missing_splits(clips, config)
     check_leaks(clips)
-    classes = classes or sorted({clip.label for clip in clips})
     _check_classes(clips, classes, cut)
     return Dataset(clips, classes, split)
 
@@ -149,7 +60,7 @@ def check_leaks(clips: list[Clip]) -> None:
     if leaking:
         found = [f"{clip.id} ({clip.group}, {clip.split})" for clip in clips if clip.group in leaking]
         raise KinemaError(
-            f"{len(leaking)} groups stand in more than one split, so the test would measure memory: {_some(found, 8)}; "
+            f"{len(leaking)} groups stand in more than one split, so the test would measure memory: {some(found, 8)}; "
             "put all clips of a group into one split, or give each its own group"
         )
 
@@ -165,23 +76,9 @@ def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
     remedy = "a class needs clips of three groups (recordings) or more"
     remedy += "; another --data.split_seed may cut better" if cut else ", in the splits that the data set brings"
     if absent["train"]:
-        raise KinemaError(f"no training clip of {_some(absent['train'])} is left; {remedy}")
+        raise KinemaError(f"no training clip of {some(absent['train'])} is left; {remedy}")
     if absent["test"]:
-        print(f"the test split has no clip of {_some(absent['test'], 8)}, so nothing is known of them; {remedy}")
-
-
-def group_of(name: str, label: str) -> str:
-    """Tells from a file's path, relative to the data root, what it was cut from.
-
-    UCF101: `v_Archery_g07_c02` -> `g07`. HMDB51: `Fellowship_5_climb_f_cm_np1_ba_med_3` -> `climb/Fellowship_5`,
-    within the class because the official lists keep the films apart only there. Any other file is its own group.
-    """
-    stem, _ = os.path.splitext(os.path.basename(name))
-    if match := re.search(r"_(g\d+)_c\d+$", stem):
-        return match[1]
-    if match := re.fullmatch(rf"(.+)_{re.escape(label)}_[a-z]+_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+", stem):
-        return f"{label}/{match[1]}"
-    return name
+        print(f"the test split has no clip of {some(absent['test'], 8)}, so nothing is known of them; {remedy}")
 
 
 def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
@@ -232,235 +129,3 @@ def _cut_missing_splits(clips: list[Clip], config: DataConfig) -> list[Clip]:
         moved = {clip.id for clip, held in zip(train, val, strict=True) if held}
         clips = [replace(clip, split="val") if clip.id in moved else clip for clip in clips]
     return clips
-
-
-def _detect_layout(config: DataConfig) -> str:
-    lists = config.lists
-    if lists is None:
-        return "folder"
-    if lists.is_file():
-        header = lists.open(errors="replace").readline()
-        return "kinetics" if "youtube_id" in header else "csv"
-    if (lists / "classInd.txt").is_file():
-        return "ucf101"
-    if any(lists.glob("*_test_split?.txt")):
-        return "hmdb51"
-    raise ConfigError(f"data.lists: {lists} holds neither classInd.txt (ucf101) nor *_test_split1.txt (hmdb51)")
-
-
-def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yields ('file:line', words) of each non-empty line; only the last blank separates, names may hold others."""
-    try:
-        for number, line in enumerate(file.read_text().splitlines(), 1):
-            if line.strip():
-                yield f"{file}:{number}", line.strip().rsplit(maxsplit=1)
-    except FileNotFoundError:
-        raise ConfigError(f"data.lists: no such list: {file}") from None
-    except UnicodeDecodeError:
-        raise KinemaError(f"{file}: not a text file") from None
-
-
-def _below(root: Path, name: str, where: str) -> tuple[str, Path]:
-    """Returns the clip's name relative to the root, and its path. Links below the root are the user's own and may lead
-    anywhere; what a list says may not."""
-    base = os.path.join(os.path.abspath(root), "")
-    path = os.path.normpath(os.path.join(base, name))
-    if not path.startswith(base):
-        raise KinemaError(f"{where}: '{name}' is outside of data.root {root}; lists may only name files below it")
-    relative = path.removeprefix(base)
-    return printable(relative), root / relative
-
-
-def _read_ucf101(config: DataConfig) -> tuple[list[Clip], list[str]]:
-    """classInd.txt `1 Archery`; trainlist01.txt `Archery/v_Archery_g08_c01.avi 1`; testlist01.txt without a number."""
-    classes = {}
-    for where, words in _lines(config.lists / "classInd.txt"):
-        number, _, name = " ".join(words).partition(" ")
-        if not name or not number.isdigit():
-            raise KinemaError(f"{where}: expected 'number class', got '{' '.join(words)}'")
-        classes[name] = number
-    clips = []
-    for split in ("train", "test"):
-        for where, words in _lines(config.lists / f"{split}list{config.split:02d}.txt"):
-            number = words.pop() if words[-1].isdigit() else None
-            name = " ".join(words)
-            label = name.split("/")[0]
-            if "/" not in name:
-                raise KinemaError(f"{where}: expected 'Class/file', got '{name}'")
-            if label not in classes:
-                raise KinemaError(f"{where}: class '{label}' is not in classInd.txt")
-            if number is not None and number != classes[label]:
-                raise KinemaError(f"{where}: class number {number}, but '{label}' is {classes[label]} in classInd.txt")
-            name, path = _below(config.root, name, where)
-            clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
-    return clips, list(classes)
-
-
-def _read_hmdb51(config: DataConfig) -> tuple[list[Clip], list[str]]:
-    """<class>_test_split1.txt `file.avi 1`: 1 is training, 2 is test, 0 is neither."""
-    clips = []
-    ending = f"_test_split{config.split}.txt"
-    for file in sorted(config.lists.glob(f"*{ending}")):
-        label = file.name.removesuffix(ending)
-        for where, words in _lines(file):
-            if len(words) != 2 or words[1] not in ("0", "1", "2"):
-                raise KinemaError(f"{where}: expected 'file 0|1|2', got '{' '.join(words)}'")
-            if words[1] != "0":
-                name, path = _below(config.root, f"{label}/{words[0]}", where)
-                split = "train" if words[1] == "1" else "test"
-                clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
-    return clips, []
-
-
-def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
-    """A folder a class, with clips at any depth; or such a tree below each of train/, test/ and perhaps val/."""
-    root = config.root
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
-    split_of = {path: SPLIT_NAMES[path.name.lower()] for path in folders if path.name.lower() in SPLIT_NAMES}
-    given = {"train", "test"} <= {*split_of.values()}
-    if split_of and not given and len(split_of) == len(folders):
-        names = " and ".join(path.name for path in folders)
-        raise KinemaError(f"{root}: has {names} but needs both train and test, or a folder a class")
-    if given and len(split_of) < len(folders):
-        others = [path.name for path in folders if path not in split_of]
-        raise KinemaError(
-            f"{root}: has train and test, and beside them {_some(others)}; move these into one or the other"
-        )
-    clips, loose = [], []
-    for base, split in split_of.items() if given else [(root, "")]:
-        for path in _videos(base):
-            relative = path.relative_to(base)
-            if len(relative.parts) > 1:
-                label, name = printable(relative.parts[0]), printable(path.relative_to(root).as_posix())
-                clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
-            else:
-                loose.append(printable(path.name))
-    if loose:
-        print(f"{root}: passed over {len(loose)} videos that are in no folder of a class: {_some(loose)}")
-    return clips, []
-
-
-def _videos(root: Path) -> list[Path]:
-    """Finds the video files at any depth, below links too; says how many files have other endings. A folder by the name
-    of a video is given as well, so that it is told of as one that cannot be read."""
-    found: list[Path] = []
-    others: Counter[str] = Counter()
-    for folder, below, files in os.walk(root, followlinks=True):
-        here = os.path.join(os.path.realpath(folder), "")
-        below[:] = [name for name in below if not name.startswith(HIDDEN)]
-        for path in (Path(folder, name) for name in below + files if not name.startswith(HIDDEN)):
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                found.append(path)
-            elif path.name in files:
-                others[path.suffix] += 1
-        # A link to a folder that it stands in would lead round and round.
-        below[:] = [
-            name for name in below if not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
-        ]
-    if others:
-        kinds = ", ".join(f"{count} x {printable(suffix) or 'no ending'}" for suffix, count in others.most_common(5))
-        print(f"{root}: passed over {others.total()} files that are no videos by their ending ({kinds})")
-    return sorted(found)
-
-
-def _rows(
-    config: DataConfig, needed: tuple[str, ...], known: tuple[str, ...] | None = None
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ('file:line', row) of a CSV file with a header, without blanks around names and values."""
-    try:
-        with config.lists.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-            if missing := [name for name in needed if name not in reader.fieldnames]:
-                hint = "; columns are separated by commas" if ";" in "".join(reader.fieldnames) else ""
-                raise KinemaError(f"{config.lists}:1: the header lacks {', '.join(missing)}{hint}")
-            if known and (unknown := [name for name in reader.fieldnames if name not in known]):
-                raise KinemaError(
-                    f"{config.lists}:1: unknown column '{unknown[0]}'{nearest(unknown[0], known)}; "
-                    f"there are {', '.join(known)}"
-                )
-            for row in reader:
-                where = f"{config.lists}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise KinemaError(f"{where}: expected {len(reader.fieldnames)} columns")
-                row = {name: value.strip() for name, value in row.items()}
-                for name in needed:
-                    if not row[name]:
-                        raise KinemaError(f"{where}: empty {name}")
-                yield where, row
-    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
-        raise KinemaError(f"{config.lists}: not a CSV file in UTF-8: {error}") from None
-
-
-def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[float | None, float | None]:
-    try:
-        first, last = (float(row[key]) if row.get(key) else None for key in (start, end))
-        if not all(time is None or 0 <= time < math.inf for time in (first, last)):
-            raise ValueError
-    except ValueError:
-        raise KinemaError(f"{where}: {start} and {end} are seconds, got {row.get(start)!r}, {row.get(end)!r}") from None
-    if last is not None and last <= (first or 0):
-        raise KinemaError(f"{where}: {end} {last:g} is not after {start} {first or 0:g}")
-    return first, last
-
-
-def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
-    """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
-    clips = []
-    for where, row in _rows(config, ("path", "label"), ("path", "label", "group", "split", "start", "end")):
-        name, path = _below(config.root, row["path"], where)
-        label = printable(row["label"])
-        start, end = _segment(row, where, "start", "end")
-        part = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
-        split = row.get("split") or ""
-        if split not in ("", *SPLITS):
-            raise KinemaError(f"{where}: split '{split}' is none of {', '.join(SPLITS)}")
-        group = row.get("group") or group_of(name, label)
-        clip_id = name + part
-        clips.append(Clip(id=clip_id, path=path, label=label, group=group, split=split, start=start, end=end))
-    if any(clip.split for clip in clips) and not all(clip.split for clip in clips):
-        raise KinemaError(
-            f"{config.lists}: some rows have a split and some have none; fill the column, or leave it out"
-        )
-    return clips, []
-
-
-def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
-    """Header `label,youtube_id,time_start,time_end,split`; files `<id>_<start>_<end>.*` or `<id>.*` below the root.
-
-    Videos vanish from the web, so rows without a file are counted and left out. As is the custom of the field, the
-    validation list serves as the test where the real test is without labels.
-    """
-    files = {path.stem: path for path in _videos(config.root)}
-    clips, absent = [], []
-    for where, row in _rows(config, ("label", "youtube_id", "time_start", "time_end", "split")):
-        start, end = _segment(row, where, "time_start", "time_end")
-        if row["split"] not in SPLIT_NAMES:
-            raise KinemaError(f"{where}: split '{row['split']}' is none of {', '.join(SPLIT_NAMES)}")
-        stem = f"{row['youtube_id']}_{start:06.0f}_{end:06.0f}"
-        trimmed = stem in files
-        path = files.get(stem) or files.get(row["youtube_id"])
-        if path is None:
-            absent.append(stem)
-            continue
-        name = printable(path.relative_to(config.root).as_posix())
-        clips.append(
-            Clip(
-                id=name if trimmed else f"{name}@{start}-{end}",
-                path=path,
-                label=printable(row["label"]),
-                group=row["youtube_id"],
-                split=SPLIT_NAMES[row["split"]],
-                start=None if trimmed else start,
-                end=None if trimmed else end,
-            )
-        )
-    if absent:
-        print(f"{config.lists}: {len(absent)} rows have no file below {config.root} and are left out: {_some(absent)}")
-    if not any(clip.split == "test" for clip in clips):
-        clips = [replace(clip, split="test") if clip.split == "val" else clip for clip in clips]
-    return clips, []
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

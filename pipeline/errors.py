@@ -23,3 +23,8 @@ def printable(name: object) -> str:
     """Returns a name with all that is no text, or could steer a terminal, written as `\\x1b`, `\\n`."""
     text = str(name)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def some(names: list[str], most: int = 3) -> str:
+    """Returns the first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -16,8 +16,9 @@ import torch
 from pipeline import metrics, report
 from pipeline.atomic import read_json
 from pipeline.bundle import Bundle
+from pipeline.clip import Clip
 from pipeline.config import Config, SamplingConfig
-from pipeline.data import Clip, load_dataset
+from pipeline.data import load_dataset
 from pipeline.device import resolve_device
 from pipeline.errors import printable
 from pipeline.fit import classify

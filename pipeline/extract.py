@@ -15,8 +15,9 @@ import joblib
 import numpy as np
 
 from pipeline.backbone import Backbone
+from pipeline.clip import Clip, Source
 from pipeline.config import Config, DecodeConfig, SamplingConfig
-from pipeline.data import Clip, Source, load_dataset
+from pipeline.data import load_dataset
 from pipeline.decode import DecodedClip
 from pipeline.device import resolve_device
 from pipeline.errors import KinemaError

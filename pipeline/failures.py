@@ -8,8 +8,9 @@ import re
 import shlex
 from collections import defaultdict
 
+from pipeline.clip import Clip
 from pipeline.config import Config
-from pipeline.data import Clip, load_dataset
+from pipeline.data import load_dataset
 from pipeline.decode import decode_clip
 from pipeline.errors import ConfigError, printable
 from pipeline.store import FeatureStore

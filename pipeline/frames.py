@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from pipeline.clip import Clip, Source
 from pipeline.config import DecodeConfig, SamplingConfig
-from pipeline.data import Clip, Source
 from pipeline.decode import DecodedClip, decode_clip
 from pipeline.timeline import DecodeError
 from pipeline.workers import Failure

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from pipeline.clip import Clip
 from pipeline.config import Config
-from pipeline.data import Clip, Dataset
+from pipeline.data import Dataset
 from pipeline.errors import KinemaError
 from pipeline.head import Reduction
 from pipeline.progress import progress

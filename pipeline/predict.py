@@ -14,7 +14,7 @@ import torch
 
 from pipeline.backbone import Backbone
 from pipeline.bundle import Bundle
-from pipeline.data import Clip
+from pipeline.clip import Clip
 from pipeline.device import resolve_device
 from pipeline.errors import KinemaError, printable
 from pipeline.extract import clip_features

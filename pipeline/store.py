@@ -25,8 +25,8 @@ import safetensors
 import safetensors.numpy
 
 from pipeline.atomic import abandoned, checksum, moved_into_place
+from pipeline.clip import Clip, Source
 from pipeline.config import BackboneConfig, SamplingConfig
-from pipeline.data import Clip, Source
 from pipeline.errors import KinemaError
 from pipeline.workers import Failure
 

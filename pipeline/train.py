@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from pipeline.bundle import Bundle
 from pipeline.choose import choose, with_settings
+from pipeline.clip import Clip
 from pipeline.config import Config
-from pipeline.data import Clip, load_dataset
+from pipeline.data import load_dataset
 from pipeline.device import resolve_device
 from pipeline.errors import ConfigError
 from pipeline.fit import Checkpoint, fit

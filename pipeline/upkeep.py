@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.atomic import abandoned, moved_into_place
-from pipeline.data import Source
+from pipeline.clip import Source
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
 from pipeline.store import DamagedEntry, FeatureStore, decode_entry, encode_entry, entry_path

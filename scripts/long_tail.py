@@ -17,8 +17,9 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 
-from pipeline.config import Config, TrainConfig
-from pipeline.data import Clip, DataConfig, load_dataset
+from pipeline.clip import Clip
+from pipeline.config import Config, DataConfig, TrainConfig
+from pipeline.data import load_dataset
 from pipeline.evaluate import evaluate
 from pipeline.metrics import group_interval
 from pipeline.settings import build

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from pipeline import engines
 from pipeline.backbone import Backbone, resize_and_crop
+from pipeline.clip import Clip
 from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
-from pipeline.data import Clip
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.extract import clip_features
 from pipeline.views import Grid

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pipeline.clip import Clip
 from pipeline.config import DataConfig
-from pipeline.data import Clip, check_leaks, group_of, hold_out, load_dataset
+from pipeline.data import check_leaks, hold_out, load_dataset
 from pipeline.errors import ConfigError, KinemaError
+from pipeline.layouts import group_of
 
 
 def touch(root, *names):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.clip import Clip, Source
 from pipeline.config import Config, HeadConfig, SamplingConfig
-from pipeline.data import Clip, Source
 from pipeline.errors import KinemaError
 from pipeline.head import Reduction
 from pipeline.loading import load_clips, load_reduced, read_features

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from pipeline.backbone import Backbone
+from pipeline.clip import Clip, Source
 from pipeline.config import BackboneConfig, SamplingConfig
-from pipeline.data import Clip, Source
 from pipeline.errors import KinemaError
 from pipeline.store import ClipFeatures, FeatureStore, fingerprint
 from pipeline.workers import Failure

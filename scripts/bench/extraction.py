@@ -30,8 +30,8 @@ if __name__ != "__mp_main__":  # Each decoding process loads this file anew, and
     from rounds import alternate, publish, ratio
 
     from pipeline.backbone import Backbone
+    from pipeline.clip import Clip
     from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
-    from pipeline.data import Clip
     from pipeline.device import resolve_device
     from pipeline.extract import clip_features
     from pipeline.frames import read_frames

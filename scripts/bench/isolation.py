@@ -22,8 +22,8 @@ import psutil
 import torch
 
 from pipeline.backbone import Backbone
+from pipeline.clip import Clip
 from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
-from pipeline.data import Clip
 from pipeline.extract import clip_features
 from pipeline.frames import read_frames
 from pipeline.workers import run_isolated

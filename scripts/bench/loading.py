@@ -19,8 +19,8 @@ import torch
 from rounds import publish, ratio
 from tqdm import tqdm
 
+from pipeline.clip import Clip, Source
 from pipeline.config import SamplingConfig
-from pipeline.data import Clip, Source
 from pipeline.loading import read_features
 from pipeline.store import ClipFeatures, FeatureStore, entry_path
 
