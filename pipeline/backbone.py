@@ -174,7 +174,9 @@ def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
         if name in WHEEL_WEIGHTS:
             return _load_from_wheel(name).eval()
     except (RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError, pickle.UnpicklingError) as error:
-        raise KinemaError(f"{file or name}: weights do not fit {name}: {first_line(error)}") from None
+        is_pickle = pickle.UnpicklingError in (type(error), type(error.__cause__))
+        reason = "not a plain state_dict; save model.state_dict()" if is_pickle else first_line(error)
+        raise KinemaError(f"{file or name}: weights do not fit {name}: {reason}") from None
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).eval()
     except Exception as error:  # The hub's client raises its own, httpx's and OS errors.
@@ -185,14 +187,18 @@ def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
 
 
 def _load_from_file(name: str, file: Path) -> nn.Module:
-    """Loads any published form of the weights; only those of the classifier may be missing or left over."""
+    """Loads any published form of the weights, without those of the classifier."""
     model = timm.create_model(name, num_classes=0)
     state = timm.models.load_state_dict(str(file))
     if adapt := getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None):
         state = adapt(state, model)
-    missing = model.load_state_dict(state, strict=False).missing_keys
+    missing, left_over = model.load_state_dict(state, strict=False)
     if missing:
         raise ValueError(f"{len(missing)} tensors are not in the file, such as {missing[0]}")
+    # A deeper model's file has all that this one needs, and more of it. Classifiers stand apart, or in `head`.
+    parts = {key.partition(".")[0] for key in model.state_dict()} - {"head"}
+    if deeper := [key for key in left_over if key.partition(".")[0] in parts]:
+        raise ValueError(f"the file has {len(deeper)} tensors more than it, such as {deeper[0]}")
     return model
 
 

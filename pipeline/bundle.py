@@ -112,10 +112,11 @@ class Bundle:
                 "file keeps the split as clips come and go)"
             )
 
-    def copies(self, clips: dict[Clip, Header]) -> list[str]:
-        """Returns the ids of those clips whose file is a copy of one that the run learned from, by another name."""
-        known = {row["sha256"] for row in self._trained_on()}
-        return [clip.id for clip, header in clips.items() if header.source.sha256 in known]
+    def copies(self, clips: dict[Clip, Header]) -> dict[str, str]:
+        """Returns the ids of those clips whose file is a copy of one that the run learned from, and what they copy."""
+        known = {row["sha256"]: row["clip"] for row in self._trained_on()}
+        digests = {clip.id: header.source.sha256 for clip, header in clips.items()}
+        return {clip_id: known[digest] for clip_id, digest in digests.items() if digest in known}
 
     def _trained_on(self) -> list[dict[str, str]]:
         with (self.folder / "trained_on.csv").open(newline="") as stream:

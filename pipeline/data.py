@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.clip import Clip
 from pipeline.config import DataConfig
-from pipeline.errors import KinemaError, some
+from pipeline.errors import KinemaError, printable, some
 from pipeline.layouts import read_clips
 
 
@@ -48,28 +48,36 @@ def load_dataset(config: DataConfig) -> Dataset:
 
 
 def check_leaks(clips: list[Clip]) -> None:
-    """Stops where one group has clips in two splits.
+    """Stops where one group, or one file, has clips in two splits.
 
     Raises:
         KinemaError: with the groups and clips.
     """
-    splits_of = defaultdict(set)
-    for clip in clips:
-        splits_of[clip.group].add(clip.split)
-    leaking = {group for group, splits in splits_of.items() if len(splits) > 1}
-    if leaking:
-        found = [f"{clip.id} ({clip.group}, {clip.split})" for clip in clips if clip.group in leaking]
-        raise KinemaError(
-            f"{len(leaking)} groups stand in more than one split, so the test would measure memory: {some(found, 8)}; "
-            "put all clips of a group into one split, or give each its own group"
-        )
+    remedies = {
+        "group": "put all clips of a group into one split, or give each its own group",
+        "path": "give all clips of a file the same group and split",
+    }
+    for shared, remedy in remedies.items():
+        splits_of = defaultdict(set)
+        for clip in clips:
+            splits_of[getattr(clip, shared)].add(clip.split)
+        leaking = [clip for clip in clips if len(splits_of[getattr(clip, shared)]) > 1]
+        if leaking:
+            number = len({getattr(clip, shared) for clip in leaking})
+            found = [f"{clip.id} ({clip.group}, {clip.split})" for clip in leaking]
+            raise KinemaError(
+                f"{number} {'files' if shared == 'path' else 'groups'} stand in more than one split, "
+                f"so the test would measure memory: {some(found, 8)}; {remedy}"
+            )
 
 
 def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
-    """Stops where a class has no clip to learn from, and says which cannot be tested.
+    """Stops where a class has no clip to learn from; says which cannot be tested, and if there is one alone.
 
     `cut` says whether the test clips were chosen here.
     """
+    if len(classes) == 1:
+        print(f"there is one class alone, {printable(classes[0])}; is data.root the folder of all classes?")
     absent = {
         split: sorted({*classes} - {clip.label for clip in clips if clip.split == split}) for split in ("train", "test")
     }

@@ -15,8 +15,8 @@ class ConfigError(KinemaError):
 
 def first_line(error: BaseException) -> str:
     """Returns what an error says, cut to one line; its kind if it says nothing."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])[:200]
 
 
 def printable(name: object) -> str:

@@ -20,7 +20,6 @@ from pipeline.clip import Clip
 from pipeline.config import Config, SamplingConfig
 from pipeline.data import load_dataset
 from pipeline.device import resolve_device
-from pipeline.errors import printable
 from pipeline.fit import classify
 from pipeline.frames import read_frames
 from pipeline.loading import find_clips, load_clips
@@ -113,7 +112,8 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         print(report.heads_line(result))
     if copies:
         print(report.copies_line(result))
-        print(f"such as {printable(copies[0])}; give copies the same group in a CSV file, or remove them")
+        tested, trained = next(iter(copies.items()))
+        print(f"such as {tested}, a copy of {trained}; give copies the same group in a CSV file, or remove them")
     print(f"report: {run / 'report.md'}")
     _track(config, bundle, result, rows, clips)
 

@@ -96,11 +96,15 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     began = time.monotonic()
     device = resolve_device(config.device)
     part, parts = shard
-    clips = load_dataset(config.data).clips[part - 1 :: parts]
+    dataset = load_dataset(config.data)
+    clips = dataset.clips[part - 1 :: parts]
     backbone = Backbone(config.backbone, device)
     store = FeatureStore.prepare(config.store, backbone, config.sampling, config.decode.partial)
     deadly = set() if retry_failed else store.given_up()
-    print(f"{len(clips)} clips, store {store.folder}; {backbone.engine}, cosine to fp32 {backbone.choice.cosine:.4f}")
+    print(
+        f"{len(clips)} clips, {len(dataset.classes)} classes, store {store.folder}; "
+        f"{backbone.engine}, cosine to fp32 {backbone.choice.cosine:.4f}"
+    )
 
     skipped = done = partial = frames = failed = given_up = 0
     with progress("extract", len(clips), "clips") as bar:

@@ -39,12 +39,14 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
     for line in sorted(failures.values(), key=lambda line: line["clip"]):
         groups[re.sub(r"\d+(\.\d+)?", "#", line["reason"])].append(line)
     print(f"{len(failures)} of {len(clips)} clips could not be read, see {store.ledger}")
-    for lines in sorted(groups.values(), key=len, reverse=True):
+    for kind, lines in sorted(groups.items(), key=lambda group: len(group[1]), reverse=True):
         tried = max(line["attempt"] for line in lines)
-        reason, last = printable(lines[0]["reason"]), max(line["time"] for line in lines)
+        last = max(line["time"] for line in lines)
+        alike = len({line["reason"] for line in lines}) == 1
+        reason = printable(lines[0]["reason"] if alike else kind)
         print(f"\n{len(lines)} x {reason} (tried {tried} times at most, last {last})")
         for line in lines[:3]:
-            print(f"    {printable(line['clip'])}")
+            print(f"    {printable(line['clip'])}" + ("" if alike else f": {printable(line['reason'])}"))
         if len(lines) > 3:
             print(f"    and {len(lines) - 3} more")
         look = "kinema", "failures", *arguments, f"--clip={lines[0]['clip']}"  # An id may begin with a hyphen.

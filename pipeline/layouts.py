@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.clip import Clip
 from pipeline.config import DataConfig
@@ -156,7 +157,7 @@ def _read_hmdb51(config: DataConfig) -> tuple[list[Clip], list[str]]:
 def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """A folder a class, with clips at any depth; or such a tree below each of train/, test/ and perhaps val/."""
     root = config.root
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
+    folders = _folders(root)
     split_of = {path: SPLIT_NAMES[path.name.lower()] for path in folders if path.name.lower() in SPLIT_NAMES}
     given = {"train", "test"} <= {*split_of.values()}
     if split_of and not given and len(split_of) == len(folders):
@@ -169,16 +170,24 @@ def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
         )
     clips, loose = [], []
     for base, split in split_of.items() if given else [(root, "")]:
+        filled = set()
         for path in _videos(base):
             relative = path.relative_to(base)
             if len(relative.parts) > 1:
+                filled.add(relative.parts[0])
                 label, name = printable(relative.parts[0]), printable(path.relative_to(root).as_posix())
                 clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
             else:
                 loose.append(printable(path.name))
+        if bare := [printable(path.name) for path in _folders(base) if path.name not in filled]:
+            print(f"{base}: no videos in {some(bare)}, so there is no such class")
     if loose:
         print(f"{root}: passed over {len(loose)} videos that are in no folder of a class: {some(loose)}")
     return clips, []
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
 
 
 def _videos(root: Path) -> list[Path]:
@@ -186,7 +195,7 @@ def _videos(root: Path) -> list[Path]:
     of a video is given as well, so that it is told of as one that cannot be read."""
     found: list[Path] = []
     others: Counter[str] = Counter()
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
         here = os.path.join(os.path.realpath(folder), "")
         below[:] = [name for name in below if not name.startswith(HIDDEN)]
         for path in (Path(folder, name) for name in below + files if not name.startswith(HIDDEN)):
@@ -202,6 +211,10 @@ def _videos(root: Path) -> list[Path]:
         kinds = ", ".join(f"{count} x {printable(suffix) or 'no ending'}" for suffix, count in others.most_common(5))
         print(f"{root}: passed over {others.total()} files that are no videos by their ending ({kinds})")
     return sorted(found)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise KinemaError(f"{error.filename}: {error.strerror}; make the folder readable, or take it out of data.root")
 
 
 def _rows(
@@ -247,8 +260,13 @@ def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[flo
 
 def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
+    rows = list(_rows(config, ("path", "label"), ("path", "label", "group", "split", "start", "end")))
+    for column in ("group", "split"):
+        empty = [where for where, row in rows if not row.get(column)]
+        if 0 < len(empty) < len(rows):
+            raise KinemaError(f"{empty[0]}: empty {column}, which other rows have; fill it, or leave the column out")
     clips = []
-    for where, row in _rows(config, ("path", "label"), ("path", "label", "group", "split", "start", "end")):
+    for where, row in rows:
         name, path = _below(config.root, row["path"], where)
         label = printable(row["label"])
         start, end = _segment(row, where, "start", "end")
@@ -259,10 +277,6 @@ def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
         group = row.get("group") or group_of(name, label)
         clip_id = name + part
         clips.append(Clip(id=clip_id, path=path, label=label, group=group, split=split, start=start, end=end))
-    if any(clip.split for clip in clips) and not all(clip.split for clip in clips):
-        raise KinemaError(
-            f"{config.lists}: some rows have a split and some have none; fill the column, or leave it out"
-        )
     return clips, []
 
 

@@ -6,10 +6,12 @@ kinema predict data/runs/ucf101 holiday.mp4 --json
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.backbone import Backbone
@@ -25,7 +27,7 @@ from pipeline.workers import Failure
 class Predictor:
     """A loaded bundle, for any number of files."""
 
-    def __init__(self, run: Path, overrides: dict[str, str] | None = None):
+    def __init__(self, run: str | Path, overrides: dict[str, str] | None = None):
         """Loads the bundle.
 
         Args:
@@ -35,7 +37,7 @@ class Predictor:
         Raises:
             KinemaError: the bundle is incomplete or damaged.
         """
-        bundle = Bundle(run)
+        bundle = Bundle(Path(run))
         bundle.require_complete()
         self.config = bundle.config(overrides or {})
         self.device = resolve_device(self.config.device)
@@ -44,16 +46,20 @@ class Predictor:
         self.heads = heads[self.config.head.kind]
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
 
-    def __call__(self, videos: list[Path]) -> Iterator[tuple[Path, torch.Tensor | Failure]]:
-        """Yields (video, logits float32 [C] or `Failure`) as they come."""
-        clips = [Clip(id=os.fspath(video), path=video, label="", group="") for video in dict.fromkeys(videos)]
+    def __call__(self, videos: Iterable[str | Path]) -> Iterator[tuple[Path, torch.Tensor | Failure]]:
+        """Yields (video, logits float32 [C] or `Failure`) in the order in which they were asked for, each once."""
+        asked = deque(dict.fromkeys(map(Path, videos)))
+        clips = [Clip(id=os.fspath(video), path=video, label="", group="") for video in asked]
+        answers: dict[Path, torch.Tensor | Failure] = {}
         for clip, outcome in clip_features(clips, self.backbone, self.config.sampling, self.config.decode):
-            if isinstance(outcome, Failure):
-                yield clip.path, outcome
-                continue
-            features_1TD = torch.from_numpy(outcome.features)[None]
-            parts_1PK = self.reduction(features_1TD, torch.tensor([len(outcome.features)]))
-            yield clip.path, classify(self.heads, parts_1PK, self.device).mean(0)[0]
+            answers[clip.path] = outcome if isinstance(outcome, Failure) else self._logits(outcome.features)
+            while asked and asked[0] in answers:
+                video = asked.popleft()
+                yield video, answers.pop(video)
+
+    def _logits(self, features_TD: np.ndarray) -> torch.Tensor:
+        parts_1PK = self.reduction(torch.from_numpy(features_TD)[None], torch.tensor([len(features_TD)]))
+        return classify(self.heads, parts_1PK, self.device).mean(0)[0]
 
 
 def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:

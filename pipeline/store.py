@@ -27,7 +27,7 @@ import safetensors.numpy
 from pipeline.atomic import abandoned, checksum, moved_into_place
 from pipeline.clip import Clip, Source
 from pipeline.config import BackboneConfig, SamplingConfig
-from pipeline.errors import KinemaError
+from pipeline.errors import ConfigError, KinemaError
 from pipeline.workers import Failure
 
 if TYPE_CHECKING:  # Reading features needs no CNN, nor the seconds in which its libraries are imported.
@@ -91,9 +91,11 @@ class FeatureStore:
             if not backbone.is_saved_in(store.backbone_file):
                 with moved_into_place(store.backbone_file) as temporary:
                     backbone.save(temporary)
-            engines = _engines(manifest) | {backbone.engine: round(backbone.choice.cosine, 5)}
-            about = setting(backbone, sampling) | {"cosine_to_fp32": engines}
-            text = json.dumps(about | {"weights_file": _absolute(backbone.weights_file)}, indent=2) + "\n"
+            before = _read_manifest(manifest)
+            engines = before.get("cosine_to_fp32", {}) | {backbone.engine: round(backbone.choice.cosine, 5)}
+            files = [*before.get("weights_files", []), _digest(backbone.weights_file)]
+            about = {"cosine_to_fp32": engines, "weights_files": list(dict.fromkeys(files))}
+            text = json.dumps(setting(backbone, sampling) | about, indent=2) + "\n"
             if not manifest.exists() or manifest.read_text(errors="replace") != text:
                 with moved_into_place(manifest) as temporary:
                     temporary.write_text(text)
@@ -113,16 +115,21 @@ class FeatureStore:
         """Finds what the last extraction with these settings has filled, without the CNN.
 
         Raises:
+            ConfigError: there is no such weight file.
             KinemaError: there has been none.
         """
+        try:
+            weights = _digest(backbone.weights)
+        except OSError as error:
+            raise ConfigError(f"{backbone.weights}: cannot read the weight file: {error.strerror}") from None
         names = "model", "precision", "crop", "view"
-        wanted = [*(getattr(backbone, name) for name in names), _absolute(backbone.weights), sampling.frames]
+        wanted = [*(getattr(backbone, name) for name in names), sampling.frames]
         found = []
         for manifest in root.glob("*/manifest.json"):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # Damaged: the next extraction writes it anew.
-                about = json.loads(manifest.read_text())
-                has = [*(about["backbone"][name] for name in names), about["weights_file"], about["sampling"]["frames"]]
-                if has == wanted:
+            with suppress(OSError, KeyError, TypeError):  # Damaged: the next extraction writes it anew.
+                about = _read_manifest(manifest)
+                has = [*(about["backbone"][name] for name in names), about["sampling"]["frames"]]
+                if has == wanted and weights in about["weights_files"]:
                     found.append((manifest.stat().st_mtime_ns, manifest.parent))
         if not found:
             raise KinemaError(f"{root}: no features with these settings; run kinema extract with the same config")
@@ -333,20 +340,22 @@ def _about(file: safetensors.safe_open, path: Path) -> dict[str, Any]:
     return about
 
 
-def _engines(manifest: Path) -> dict[str, float]:
-    """Returns the engines that have made features, each with its least cosine to fp32."""
+def _read_manifest(manifest: Path) -> dict[str, Any]:
+    """Returns the settings of a folder, the engines that have made features, each with its least cosine to fp32, and
+    the files that the weights came from."""
     try:
-        return json.loads(manifest.read_text())["cosine_to_fp32"]
-    except (OSError, ValueError, KeyError, TypeError):  # Not there yet, or damaged: it is written anew.
-        return {}
+        about = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        about = None
+    return about if isinstance(about, dict) else {}  # Not there yet, or damaged: it is written anew.
 
 
 def _name(clip_id: str) -> str:
     return hashlib.sha256(clip_id.encode()).hexdigest()
 
 
-def _absolute(file: Path | None) -> str | None:
-    return str(file.resolve()) if file else None
+def _digest(weights: Path | None) -> str | None:
+    return Source.of(weights).sha256 if weights else None
 
 
 def _state(path: Path) -> list[int] | None:

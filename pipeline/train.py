@@ -18,7 +18,7 @@ from pipeline.clip import Clip
 from pipeline.config import Config
 from pipeline.data import load_dataset
 from pipeline.device import resolve_device
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, KinemaError
 from pipeline.fit import Checkpoint, fit
 from pipeline.head import Heads
 from pipeline.loading import ClipSet, find_clips, load_reduced
@@ -51,6 +51,8 @@ def train(config: Config, run: str) -> None:
             )
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
+    if len(dataset.classes) == 1:
+        raise KinemaError("one class alone leaves nothing to learn; name the folder of all classes by data.root")
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
     found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
     identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)

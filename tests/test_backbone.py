@@ -209,9 +209,15 @@ def test_a_local_file_of_weights(tmp_path, suffix):
 def test_weights_of_another_model_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(timm.create_model("mobilenetv3_small_050").state_dict(), path)
-    with pytest.raises(KinemaError, match="weights do not fit tf_efficientnet_lite0") as caught:
+    with pytest.raises(KinemaError, match="weights do not fit tf_efficientnet_lite0.*size mismatch for") as caught:
         Backbone(BackboneConfig(weights=path), CPU)
     assert "\n" not in str(caught.value)
+    save_file(timm.create_model("resnet34").state_dict(), path)
+    with pytest.raises(KinemaError, match=r"the file has \d+ tensors more than it, such as layer\d\.\d\."):
+        Backbone(BackboneConfig(model="resnet18", weights=path), CPU)
+    torch.save(timm.create_model("resnet10t"), tmp_path / "model.pth")
+    with pytest.raises(KinemaError, match=r"model\.pth: weights do not fit resnet10t: not a plain state_dict; save model\.state_dict\(\)"):
+        Backbone(BackboneConfig(model="resnet10t", weights=tmp_path / "model.pth"), CPU)
 
 
 def test_a_file_with_other_names_or_no_weights_is_refused(tmp_path):

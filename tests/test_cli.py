@@ -263,6 +263,11 @@ def test_failures_are_grouped_and_can_be_looked_at(tmp_path):
     out, _ = kinema("failures", "--config", tmp_path / "c.yaml")
     assert "4 of 8 clips could not be read" in out and "3 x Invalid data" in out and "1 x empty file" in out
     assert f"kinema failures --config {tmp_path / 'c.yaml'} --clip=Good/text0.avi" in out
+    [ledger] = (tmp_path / "store").glob("*/failures.jsonl")
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(line.replace("Invalid data", f"{n} bytes") for n, line in enumerate(lines)))
+    out, _ = kinema("failures", "--config", tmp_path / "c.yaml")
+    assert "3 x # bytes" in out and re.search(r"text0.avi: \d bytes", out)
     out, _ = kinema("failures", "--config", tmp_path / "c.yaml", "--clip", "Good/0.mp4")
     assert "container: 5 of 5 frames" in out and "decord: 2 of 2 frames" in out and "pyav: 2 of 2 frames" in out
     out, _ = kinema("failures", "--config", tmp_path / "c.yaml", "--clip", "Good/text0.avi")

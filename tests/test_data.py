@@ -1,5 +1,9 @@
 import csv
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
@@ -10,6 +14,8 @@ from pipeline.config import DataConfig
 from pipeline.data import check_leaks, hold_out, load_dataset
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.layouts import group_of
+
+from conftest import REPOSITORY
 
 
 def touch(root, *names):
@@ -70,6 +76,38 @@ def test_a_group_in_two_splits_stops_the_run(ucf):
         stream.write("Run/v_Run_g01_c02.avi 1\n")
     with pytest.raises(KinemaError, match=r"stand in more than one split.*v_Run_g01_c0"):
         load_dataset(ucf)
+
+
+def test_a_file_in_two_splits_stops_the_run(tmp_path):
+    """Whatever groups its parts have been given."""
+    touch(tmp_path, *(f"{number}.mp4" for number in range(4)))
+    rows = [("path", "label", "group", "split", "start", "end"), ("0.mp4", "a", "1", "train", 0, 2)]
+    rows += [
+        ("0.mp4", "a", "2", "test", 1, 3),
+        ("1.mp4", "b", "3", "train", "", ""),
+        ("2.mp4", "b", "4", "val", "", ""),
+    ]
+    with pytest.raises(KinemaError, match=r"1 files stand in more than one split.*0\.mp4@0-2\.0 .*0\.mp4@1\.0-3\.0"):
+        load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
+
+
+def test_folders_that_give_no_class_are_told_of(tmp_path, capsys):
+    touch(tmp_path, *(f"a/{number}.mp4" for number in range(4)), "empty/notes.txt")
+    assert load_dataset(DataConfig(root=tmp_path)).classes == ["a"]
+    out = capsys.readouterr().out
+    assert "no videos in empty, so there is no such class" in out
+    assert "there is one class alone, a; is data.root the folder of all classes?" in out
+
+
+def test_a_folder_that_cannot_be_read_stops_the_run(tmp_path):
+    touch(tmp_path, *(f"{label}/{number}.mp4" for label in "ab" for number in range(4)))
+    (tmp_path / "b").chmod(0)
+    as_anybody = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    command = [*as_anybody, sys.executable, "-m", "pipeline.cli", "failures", "--data.root", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    (tmp_path / "b").chmod(0o755)
+    told = f"kinema: {tmp_path / 'b'}: Permission denied; make the folder readable, or take it out of data.root\n"
+    assert (done.returncode, done.stderr) == (1, told)
 
 
 def test_hmdb51_lists(tmp_path):
@@ -190,6 +228,8 @@ def test_csv_with_segments_and_groups(tmp_path):
         ("path,label", "x.mp4,a,b", "list.csv:2: expected 2 columns"),
         ("path,class", "x.mp4,a", "list.csv:1: the header lacks label"),
         ("path,label,split", "x.mp4,a,training", "list.csv:2: split 'training' is none of"),
+        ("path,label,group", "x.mp4,a,1\ny.mp4,a,", "list.csv:3: empty group, which other rows have"),
+        ("path,label,split", "x.mp4,a,\ny.mp4,a,val", "list.csv:2: empty split, which other rows have"),
         ("path,label,start,end", "x.mp4,a,3,2", "list.csv:2: end 2 is not after start 3"),
         ("path,label,start,end", "x.mp4,a,soon,2", "list.csv:2: start and end are seconds"),
         ("path,label,start,end", "x.mp4,a,-1,2", "list.csv:2: start and end are seconds"),
@@ -271,14 +311,15 @@ groups_and_labels = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc"
 @given(groups_and_labels, st.floats(0.05, 0.5), st.integers(0, 5))
 def test_holding_out_never_splits_a_group(pairs, fraction, seed):
     clips = [
-        Clip(id=str(number), path=None, label=label, group=str(group)) for number, (group, label) in enumerate(pairs)
+        Clip(id=str(number), path=Path(str(number)), label=label, group=str(group))
+        for number, (group, label) in enumerate(pairs)
     ]
     assume(max(Counter(clip.label for clip in clips).values()) > 1)
     held = hold_out(clips, fraction, seed)
     assert 0 < held.sum() < len(clips)
     assert (held == hold_out(clips, fraction, seed)).all()
     marked = [
-        Clip(id=c.id, path=None, label=c.label, group=c.group, split="val" if h else "train")
+        Clip(id=c.id, path=c.path, label=c.label, group=c.group, split="val" if h else "train")
         for c, h in zip(clips, held, strict=True)
     ]
     check_leaks(marked)

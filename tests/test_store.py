@@ -16,7 +16,7 @@ from safetensors.torch import save
 from pipeline.backbone import Backbone
 from pipeline.clip import Clip, Source
 from pipeline.config import BackboneConfig, SamplingConfig
-from pipeline.errors import KinemaError
+from pipeline.errors import ConfigError, KinemaError
 from pipeline.store import ClipFeatures, FeatureStore, fingerprint
 from pipeline.workers import Failure
 
@@ -147,10 +147,26 @@ def test_the_last_extraction_with_the_same_settings_is_found_without_the_cnn(tmp
     assert found() == newer.folder
     others = [{"backbone": BackboneConfig(view="pooled")}, {"backbone": BackboneConfig(crop="timm")}]
     others += [{"sampling": SamplingConfig(frames=17)}]
-    others += [{"backbone": BackboneConfig(weights=tmp_path / "other.pth")}, {"root": tmp_path / "none"}]
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"any")
+    others += [{"backbone": BackboneConfig(weights=weights)}, {"root": tmp_path / "none"}]
     for other in others:
         with pytest.raises(KinemaError, match="no features with these settings; run kinema extract"):
             found(**other)
+    of_a_file = with_weights(backbone, "1")
+    of_a_file.weights_file = weights
+    folder = FeatureStore.prepare(tmp_path, of_a_file, SamplingConfig(), 0.5).folder
+    of_a_file.weights_file = tmp_path / "the same in another form.pth"
+    of_a_file.weights_file.write_bytes(b"other bytes")
+    FeatureStore.prepare(tmp_path, of_a_file, SamplingConfig(), 0.5)
+    assert found(BackboneConfig(weights=weights)) == folder
+    assert found(BackboneConfig(weights=of_a_file.weights_file)) == folder
+    weights.write_bytes(b"written over")
+    with pytest.raises(KinemaError, match="no features with these settings; run kinema extract"):
+        found(BackboneConfig(weights=weights))
+    weights.unlink()
+    with pytest.raises(ConfigError, match=r"weights\.pth: cannot read the weight file"):
+        found(BackboneConfig(weights=weights))
 
 
 def with_weights(backbone, digest):

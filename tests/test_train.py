@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.predict import Predictor
+from pipeline.workers import Failure
 
 from conftest import REPOSITORY, kinema
 
@@ -124,7 +126,7 @@ def test_copies_of_trained_clips_are_told_and_the_majority_is_of_training(small_
     kinema("extract", *settings)
     kinema("train", *settings, "--run", "copies")
     told, _ = kinema("evaluate", tmp_path / "copies")
-    assert "1 of 4 test clips are copies" in told and "Grow/4" in told
+    assert "1 of 4 test clips are copies" in told and re.search(r"such as Grow/4\.\w+, a copy of Grow/\d\.\w+;", told)
     assert "1 of 4 test clips are copies" in (tmp_path / "copies" / "report.md").read_text()
     assert json.loads((tmp_path / "copies" / "metrics.json").read_text())["baselines"]["majority"]["top1"] == 0.25
 
@@ -154,11 +156,13 @@ def test_prediction_gives_the_logits_of_evaluation(small_set, trained, tmp_path)
     for name in ("config.yaml", "classes.txt", "backbone.safetensors", "model.safetensors"):
         (bundle / name).write_bytes((trained / name).read_bytes())
     videos = {small_set / "videos" / row["clip"]: row for row in rows}
-    seen = 0
-    for path, logits in Predictor(bundle)(list(videos)):
+    missing = small_set / "missing.mp4"
+    asked = [*list(videos)[:9], missing, *list(videos)[9:]]
+    answers = list(Predictor(bundle)(asked))
+    assert [path for path, _ in answers] == asked and len(rows) == 16
+    assert answers.pop(9)[1] == Failure("No such file or directory", "file")
+    for path, logits in answers:
         np.testing.assert_allclose(logits.numpy(), json.loads(videos[path]["logits"]), atol=1e-3)
-        seen += 1
-    assert seen == len(rows) == 16
 
 
 def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set, extracted, tmp_path):
