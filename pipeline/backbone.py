@@ -11,7 +11,6 @@ import importlib.util
 import json
 import pickle
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import safetensors
 import timm
 import timm.data
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save
 from torch import nn
 from torchvision import transforms
@@ -140,22 +138,17 @@ class _Normalised(nn.Module):
         return self.view((frames_N3HW.float() - self.mean) / self.std)
 
 
-def resize_and_crop(data: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Builds timm's evaluation transform for uint8 tensors, without the normalisation."""
+def resize_and_crop(data: dict[str, Any]) -> ResizeAndCrop:
+    """Builds timm's evaluation transform for uint8 tensors, without the normalisation.
+
+    Raises:
+        ConfigError: it is none of a resize and a crop, such as one with borders.
+    """
     steps = timm.data.create_transform(**data, is_training=False, normalize=False)
     match steps.transforms:
-        case [transforms.Resize() as resize, transforms.CenterCrop() as crop, _] if resize.interpolation.value in (
-            "bilinear",
-            "bicubic",
-        ):
+        case [transforms.Resize() as resize, transforms.CenterCrop() as crop, _]:
             return ResizeAndCrop(resize.size, crop.size, resize.interpolation.value)
-    return functools.partial(_frame_by_frame, steps)
-
-
-def _frame_by_frame(transform: Callable[[Image.Image], torch.Tensor], frames_T3HW: torch.Tensor) -> torch.Tensor:
-    """Applies what works on pictures only, such as the borders that a few models are given."""
-    pictures = [Image.fromarray(frame) for frame in frames_T3HW.permute(0, 2, 3, 1).numpy()]
-    return torch.stack([transform(picture) for picture in pictures])
+    raise ConfigError("backbone.crop: timm evaluates this model by more than resize and crop; use --backbone.crop none")
 
 
 def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
@@ -189,10 +182,8 @@ def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
 def _load_from_file(name: str, file: Path) -> nn.Module:
     """Loads any published form of the weights, without those of the classifier."""
     model = timm.create_model(name, num_classes=0)
-    state = timm.models.load_state_dict(str(file))
-    if adapt := getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None):
-        state = adapt(state, model)
-    missing, left_over = model.load_state_dict(state, strict=False)
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    missing, left_over = timm.models.load_checkpoint(model, str(file), strict=False, filter_fn=adapt)
     if missing:
         raise ValueError(f"{len(missing)} tensors are not in the file, such as {missing[0]}")
     # A deeper model's file has all that this one needs, and more of it. Classifiers stand apart, or in `head`.

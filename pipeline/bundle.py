@@ -138,17 +138,13 @@ class Bundle:
             about = {"identity": identity, "fingerprint": fingerprint, "backbone_sha256": self._cnn()}
             temporary.write_bytes(safetensors.torch.save(tensors, about | {"checksum": _checksum(tensors, about)}))
 
-    def identity(self) -> str | None:
-        """Returns the digest of what the heads were trained on; None if they are not trained yet."""
+    def trained(self) -> dict[str, str]:
+        """Returns what the heads were trained on: the `identity` of all, and the `fingerprint` of the features; nothing
+        if they are not trained yet."""
         if not self.model_file.exists():
-            return None
+            return {}
         with self._open() as file:
-            return (file.metadata() or {}).get("identity")
-
-    def fingerprint(self) -> str:
-        """Returns the fingerprint of the features that the heads were trained on."""
-        with self._open() as file:
-            return file.metadata()["fingerprint"]
+            return file.metadata() or {}
 
     def load(self, config: Config, device: torch.device) -> tuple[Reduction, dict[str, Heads]]:
         """Loads the reduction, and the run's heads and its baselines by kind, the run's own first.

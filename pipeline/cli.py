@@ -55,7 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        _run([argument for argument in argv if argument != "--debug"])
+        try:
+            _run([argument for argument in argv if argument != "--debug"])
+        finally:
+            sys.stdout.flush()  # While the next line can still tell that the reader has gone.
     except BrokenPipeError:  # Whoever reads has read enough; Python would complain when it closes the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

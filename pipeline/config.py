@@ -14,10 +14,8 @@ class DataConfig:
 
     root: Path = Path("data/videos")
     """The folder with the videos."""
-    layout: Literal["auto", "ucf101", "hmdb51", "folder", "csv", "kinetics"] = "auto"
-    """How classes and splits are told; auto looks at data.lists."""
     lists: Path | None = None
-    """The folder of official lists (ucf101, hmdb51), or a CSV file (csv, kinetics); none for a folder a class."""
+    """The folder of official lists (UCF101, HMDB51) or a CSV file (yours, Kinetics); none for one folder per class."""
     split: Annotated[int, Field(ge=1, le=3)] = 1
     """Which of the three official splits."""
     val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15

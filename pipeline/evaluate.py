@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import confusion_matrix
 
 from pipeline import metrics, report
 from pipeline.atomic import read_json
@@ -21,7 +22,7 @@ from pipeline.config import Config, SamplingConfig
 from pipeline.data import load_dataset
 from pipeline.device import resolve_device
 from pipeline.fit import classify
-from pipeline.frames import read_frames
+from pipeline.frames import ResizeAndCrop, read_frames
 from pipeline.loading import find_clips, load_clips
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
@@ -47,11 +48,11 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     bundle.require_unseen(dataset.classes, dataset.of("test"))
-    store = FeatureStore(config.store / bundle.fingerprint(), config.decode.partial)
-    found = find_clips(store, dataset, "test", config.max_missing)
-    clips, copies = list(found), bundle.copies(found)
     history = read_json(run / "history.json")
     reduction, heads = bundle.load(config, device)
+    store = FeatureStore(config.store / bundle.trained()["fingerprint"], config.decode.partial)
+    found = find_clips(store, dataset, "test", config.max_missing)
+    clips, copies = list(found), bundle.copies(found)
     test = load_clips(store, clips, dataset.classes, reduction)
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]
 
@@ -72,7 +73,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     measured = {kind: about | metrics.measure(scores_NC, labels_N, groups) for kind, scores_NC in logits.items()}
     kind = config.head.kind
     predicted_N = logits[kind].argmax(1)
-    matrix_CC = metrics.confusions(predicted_N, labels_N, dataset.classes)
+    matrix_CC = confusion_matrix(labels_N, predicted_N, labels=range(len(dataset.classes)))
     result = {"head": kind, **measured[kind]}
     result["baselines"] = {name: values for name, values in measured.items() if name != kind}
     if config.train.heads > 1:
@@ -82,7 +83,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         result["gain_over_mean"] = float(gains_N.mean())
         result["gain_over_mean_ci95"] = metrics.group_interval(gains_N, groups)
     result["per_class"] = metrics.per_class(predicted_N, labels_N, dataset.classes)
-    result["most_confused"] = metrics.most_confused(matrix_CC, dataset.classes)
+    result["most_confused"] = metrics.most_confused(predicted_N, labels_N, dataset.classes)
 
     (run / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     probabilities_NC = torch.from_numpy(logits[kind]).softmax(1).numpy()
@@ -128,8 +129,6 @@ def _track(
     tracker = Tracker(config, bundle.folder, "evaluate")
     import wandb
 
-    from pipeline.backbone import Backbone
-
     numbers = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     for name, baseline in result["baselines"].items():
         numbers |= {f"{name}/{key}": baseline[key] for key in ("top1", "top5", "mean_class", "macro_f1")}
@@ -137,8 +136,8 @@ def _track(
     classes = wandb.Table(list(result["per_class"][0]), [list(row.values()) for row in result["per_class"]])
     shown = dict(list(zip(clips, rows, strict=True))[:: -(-len(clips) // THUMBNAILS)])
     one = SamplingConfig(frames=1)
-    backbone = Backbone(config.backbone, torch.device("cpu"), bundle.backbone_file)  # For its resize and crop.
-    load = functools.partial(read_frames, sampling=one, decode=config.decode, transform=backbone.transform)
+    small = ResizeAndCrop((224, 224), (224, 224), "bilinear")
+    load = functools.partial(read_frames, sampling=one, decode=config.decode, transform=small)
     predictions = wandb.Table(["frame", "clip", "label", "predicted", "probability"])
     for clip, frame in run_isolated(load, shown, 1, config.decode.deadline, config.decode.memory):
         picture = None if isinstance(frame, Failure) else wandb.Image(frame[0].frames[0].transpose(1, 2, 0))

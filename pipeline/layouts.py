@@ -19,7 +19,6 @@ VIDEO_SUFFIXES = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpe
 VIDEO_SUFFIXES |= {".wmv", ".flv", ".3gp"}
 HIDDEN = (".", "__MACOSX")
 """How names begin that are not the user's: macOS leaves `._clip.mp4` beside a clip, which is no video."""
-SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validate", "validation"), "val")}
 """What the splits are called by others."""
 
@@ -39,11 +38,7 @@ def read_clips(config: DataConfig) -> tuple[list[Clip], list[str], int | str]:
         raise ConfigError(f"data.root: no such folder: {config.root}")
     if config.lists and not config.lists.exists():
         raise ConfigError(f"data.lists: no such file or folder: {config.lists}")
-    layout = _detect_layout(config) if config.layout == "auto" else config.layout
-    if layout != "folder" and not config.lists:
-        raise ConfigError(f"data.lists: the layout '{layout}' needs it (the folder of lists, or the CSV file)")
-    if layout == "folder" and config.lists:
-        raise ConfigError(f"data.lists: the layout 'folder' does not read {config.lists}; take data.layout out")
+    layout = _layout_of(config.lists)
     readers = {"ucf101": _read_ucf101, "hmdb51": _read_hmdb51, "folder": _read_folder}
     readers |= {"csv": _read_csv, "kinetics": _read_kinetics}
     clips, classes = readers[layout](config)
@@ -76,8 +71,7 @@ def group_of(name: str, label: str) -> str:
     return name
 
 
-def _detect_layout(config: DataConfig) -> str:
-    lists = config.lists
+def _layout_of(lists: Path | None) -> str:
     if lists is None:
         return "folder"
     if lists.is_file():
@@ -192,7 +186,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _videos(root: Path) -> list[Path]:
     """Finds the video files at any depth, below links too; says how many files have other endings. A folder by the name
-    of a video is given as well, so that it is told of as one that cannot be read."""
+    of a video is given instead of what is in it, so that it is told of as one that cannot be read."""
     found: list[Path] = []
     others: Counter[str] = Counter()
     for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
@@ -203,6 +197,7 @@ def _videos(root: Path) -> list[Path]:
                 found.append(path)
             elif path.name in files:
                 others[path.suffix] += 1
+        below[:] = [name for name in below if Path(name).suffix.lower() not in VIDEO_SUFFIXES]
         # A link to a folder that it stands in would lead round and round.
         below[:] = [
             name for name in below if not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
@@ -258,6 +253,12 @@ def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[flo
     return first, last
 
 
+def _split(name: str, where: str) -> str:
+    if name.lower() not in SPLIT_NAMES:
+        raise KinemaError(f"{where}: split '{name}' is none of {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES[name.lower()]
+
+
 def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
     rows = list(_rows(config, ("path", "label"), ("path", "label", "group", "split", "start", "end")))
@@ -271,9 +272,7 @@ def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
         label = printable(row["label"])
         start, end = _segment(row, where, "start", "end")
         part = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
-        split = row.get("split") or ""
-        if split not in ("", *SPLITS):
-            raise KinemaError(f"{where}: split '{split}' is none of {', '.join(SPLITS)}")
+        split = _split(row["split"], where) if row.get("split") else ""
         group = row.get("group") or group_of(name, label)
         clip_id = name + part
         clips.append(Clip(id=clip_id, path=path, label=label, group=group, split=split, start=start, end=end))
@@ -290,8 +289,7 @@ def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
     clips, absent = [], []
     for where, row in _rows(config, ("label", "youtube_id", "time_start", "time_end", "split")):
         start, end = _segment(row, where, "time_start", "time_end")
-        if row["split"] not in SPLIT_NAMES:
-            raise KinemaError(f"{where}: split '{row['split']}' is none of {', '.join(SPLIT_NAMES)}")
+        split = _split(row["split"], where)
         stem = f"{row['youtube_id']}_{start:06.0f}_{end:06.0f}"
         trimmed = stem in files
         path = files.get(stem) or files.get(row["youtube_id"])
@@ -305,7 +303,7 @@ def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
                 path=path,
                 label=printable(row["label"]),
                 group=row["youtube_id"],
-                split=SPLIT_NAMES[row["split"]],
+                split=split,
                 start=None if trimmed else start,
                 end=None if trimmed else end,
             )

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pydantic
 import pydantic.dataclasses
@@ -24,10 +24,9 @@ def settings(cls: type) -> type:
 
 
 class Setting(NamedTuple):
-    """One leaf of a settings class: its type, the same with its bounds, default and description."""
+    """One leaf of a settings class: its type, default and description."""
 
     type: Any
-    bounded: Any
     default: Any
     help: str
 
@@ -39,9 +38,7 @@ def flatten(cls: type) -> dict[str, Setting]:
         if dataclasses.is_dataclass(field.annotation):
             flat |= {f"{name}.{key}": setting for key, setting in flatten(field.annotation).items()}
         else:
-            default = field.get_default(call_default_factory=True)
-            bounded = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-            flat[name] = Setting(field.annotation, bounded, default, field.description or "")
+            flat[name] = Setting(field.annotation, field.default, field.description or "")
     return flat
 
 
@@ -59,14 +56,16 @@ def build(cls: type, file: Path | None, overrides: dict[str, str]) -> Any:
     for name, (value, source) in values.items():
         if name not in known:
             raise ConfigError(f"{source}: unknown setting '{name}'{nearest(name, known)}")
-        try:
-            pydantic.TypeAdapter(known[name].bounded).validate_python(value)
-        except pydantic.ValidationError as error:
-            problem = error.errors()[0]["msg"].lower()
-            raise ConfigError(f"{source}: {name}: {problem}, got {value!r}") from None
         if isinstance(value, str) and value.startswith("~"):
             values[name] = os.path.expanduser(value), source
-    return pydantic.TypeAdapter(cls).validate_python(unflatten({name: value for name, (value, _) in values.items()}))
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(
+            unflatten({name: value for name, (value, _) in values.items()})
+        )
+    except pydantic.ValidationError as error:
+        wrong = error.errors()[0]
+        name = ".".join(wrong["loc"])
+        raise ConfigError(f"{values[name][1]}: {name}: {wrong['msg'].lower()}, got {wrong['input']!r}") from None
 
 
 def nearest(name: str, names: Any) -> str:
@@ -104,11 +103,11 @@ class _Loader(yaml.SafeLoader):
     """Refuses a name that is given twice, of which YAML's own would drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = set()
+        names: list[Any] = []
         for key, _ in node.value:
             if key.value in names:
                 raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
-            names.add(key.value)
+            names.append(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -246,9 +246,9 @@ class FeatureStore:
     def _attempts(self) -> Counter[str]:
         return Counter({clip_id: line["attempt"] for clip_id, line in read_ledger(self.folder).items()})
 
-    def _refusal(self, path: Path, error: Exception, needed: int) -> KinemaError:
-        reason = getattr(error, "strerror", None) or str(error)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason:
+    def _refusal(self, path: Path, error: OSError, needed: int) -> KinemaError:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             missing = max(needed - shutil.disk_usage(self.folder.parent).free, 0)
             reason = f"{reason}: about {missing / 1e6:.1f} MB are missing"
         return KinemaError(

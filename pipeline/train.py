@@ -39,7 +39,7 @@ def train(config: Config, run: str) -> None:
         ConfigError: the bundle exists with other settings, or its name is a path.
         KinemaError: features are missing, or the data cannot be used.
     """
-    if Path(run).name != run:
+    if Path(run).name != run or run == "..":
         raise ConfigError(f"--run {run}: a name, not a path; --runs names the folder of the bundles")
     bundle = Bundle(config.runs / run)
     if asked := bundle.asked():
@@ -56,7 +56,7 @@ def train(config: Config, run: str) -> None:
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
     found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
     identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)
-    trained_on = bundle.identity()
+    trained_on = bundle.trained().get("identity")
     if trained_on == identity:
         print(f"{bundle.folder} is trained already with these settings and clips")
         return

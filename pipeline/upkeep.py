@@ -29,7 +29,9 @@ def list_store(root: Path) -> None:
     for folder in folders:
         try:
             setting = json.loads((folder / "manifest.json").read_text())
-            backbone = setting["backbone"]
+            backbone, frames = setting["backbone"], setting["sampling"]["frames"]
+            of = [backbone[name] for name in ("model", "crop", "view")]
+            precision = backbone["precision"]
         except (ValueError, KeyError, TypeError):
             print(f"{folder.name}  its manifest.json is damaged; kinema extract with the same config writes it anew")
             continue
@@ -38,10 +40,9 @@ def list_store(root: Path) -> None:
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
         unreadable = FeatureStore(folder, partial=0).failures()
         unread = sum(not entry_path(folder, clip_id).exists() for clip_id in unreadable)
-        of = (backbone.get(name, "") for name in ("model", "crop", "view"))
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
-        counts = backbone["precision"], len(files), unread, f"{size / 1e6:.1f} MB"
-        print(row(folder.name, *of, setting["sampling"]["frames"], *counts, written))
+        counts = precision, len(files), unread, f"{size / 1e6:.1f} MB"
+        print(row(folder.name, *of, frames, *counts, written))
 
 
 def verify_store(root: Path, deep: bool, mend: bool) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 
 from pipeline.atomic import nameless_file
+from pipeline.errors import first_line
 
 # A fork server imports the heavy libraries once and clean; each worker is then a cheap fork of it, without the
 # threads, locks and GPU context of this process, which a decoder made after a plain fork trips over.
@@ -30,8 +31,6 @@ context = get_context("forkserver")
 context.set_forkserver_preload(["pipeline.frames"])
 
 GIB = 2**30
-STALLED = 30
-"""Seconds in which a result must have come through the pipe, once it has begun to."""
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 """Signals that no fault raises: another hand ended the process, such as the system's when memory ran out."""
 
@@ -139,7 +138,6 @@ class _Worker:
     def start(self) -> None:
         self.verdict = ""  # Why the watch ended the process.
         self.started: float | None = None
-        self.receiving: float | None = None
         self.pipe, theirs = context.Pipe()
         self.shelf = _Shelf(nameless_file())
         self.process = context.Process(target=_serve, args=(theirs, self.shelf), daemon=True)
@@ -158,7 +156,7 @@ class _Worker:
     def finish(self) -> tuple[_Task, Any]:
         """Returns the task and its result, or its `_Death`, after which there is a new process."""
         with self.lock:
-            self.started, self.receiving = None, time.monotonic()
+            self.started = None
         try:
             text, sizes = self.pipe.recv()
             outcome = pickle.loads(text, buffers=self.shelf.take(sizes))
@@ -167,8 +165,6 @@ class _Worker:
             code = self.process.exitcode
             reason = f"killed by signal {-code}" if code < 0 else f"decoder exited with {code}"
             outcome = _Death(self.verdict or reason, not self.verdict and -code in FROM_OUTSIDE)
-        with self.lock:
-            self.receiving = None
         if self.verdict or isinstance(outcome, _Death):
             self.restart()
         return self.task, outcome
@@ -177,9 +173,6 @@ class _Worker:
         """Ends the process if its task takes too long or too much memory; called from the watching thread."""
         # What goes wrong here is that the process has just ended by itself, or that the pipe has just been closed.
         with self.lock, suppress(psutil.Error, OSError):
-            if self.receiving and time.monotonic() - self.receiving > STALLED:
-                self.verdict = "stopped amid its answer"
-                self.process.kill()
             if self.started is None or self.pipe.poll():
                 return
             if time.monotonic() - self.started > self.task.deadline / 2:
@@ -260,10 +253,8 @@ def _serve(pipe: connection.Connection, shelf: _Shelf) -> None:
             faulthandler.dump_traceback_later(task.deadline + 60, exit=True, file=nowhere)
             try:
                 outcome = task.function(task.job)
-            except MemoryError:
-                outcome = Failure("out of memory")
             except Exception as error:  # Whatever a decoder throws belongs to this clip, not to the run.
-                outcome = Failure(str(error) or type(error).__name__)
+                outcome = Failure(first_line(error))
             faulthandler.cancel_dump_traceback_later()
             arrays: list[pickle.PickleBuffer] = []
             text = pickle.dumps(outcome, 5, buffer_callback=arrays.append)

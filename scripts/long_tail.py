@@ -53,7 +53,7 @@ def main() -> None:
             lists = args.runs / f"{name}.csv"
             lists.parent.mkdir(parents=True, exist_ok=True)
             write_lists(lists, [*cut(learned, order), *dataset.of("test")])
-            data = DataConfig(root=config.data.root, layout="csv", lists=lists)
+            data = DataConfig(root=config.data.root, lists=lists)
             for way in WAYS:
                 of_way = dataclasses.replace(config.train, imbalance=way)
                 run = f"{name}-{way}"

@@ -102,7 +102,7 @@ def damage(rng: random.Random, sources: list[Path], folder: Path, number: int) -
 
 def start_extraction(videos: Path, store: Path, token: str, *more: str) -> subprocess.Popen:
     """Starts `kinema extract` in a process group of its own."""
-    command = [sys.executable, "-m", "pipeline.cli", "extract", "--data.layout", "folder", "--data.root", videos]
+    command = [sys.executable, "-m", "pipeline.cli", "extract", "--data.root", videos]
     command += ["--store", store, "--sampling.frames", FRAMES, "--decode.deadline", DEADLINE, *more]
     environment = {**os.environ, TOKEN: token}
     return subprocess.Popen(

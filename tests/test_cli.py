@@ -74,6 +74,7 @@ def test_settings_may_be_written_in_several_ways(tmp_path, monkeypatch):
         ("hed:\n  hidden: 3\n", "c.yaml: unknown setting 'hed.hidden'; did you mean 'head.hidden'?"),
         ("head:\n  hidden: wide\n", "c.yaml: head.hidden: input should be a valid integer"),
         ("head: [3\n", "c.yaml:2: not valid YAML"),
+        ("? [head]\n: 3\n", "c.yaml:1: not valid YAML: found unhashable key"),
         ("- head\n", "c.yaml: expected 'name: value' lines, got list"),
         ("head: !!python/object:os.system {}\n", "c.yaml:1: not valid YAML"),
     ],
@@ -198,7 +199,8 @@ def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
     healthy(tmp_path / "videos")
     extract(tmp_path)
     command = f"{sys.executable} -m pipeline.cli store --store {tmp_path / 'store'} | true; exit ${{PIPESTATUS[0]}}"
-    ended = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, env=usual, capture_output=True, text=True)
     assert ended.stderr == "" and ended.returncode in (0, 128 + signal.SIGPIPE)
 
 
@@ -233,6 +235,8 @@ def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     (tmp_path / "elsewhere").rename(tmp_path / "videos")
 
     fails(2, "no setting 0123", "store", "prune", "0123", *store)
+    (folder / "manifest.json").write_text('{"backbone": {}}')
+    assert f"{folder.name}  its manifest.json is damaged" in kinema("store", *store)[0]
     kinema("store", "prune", folder.name, *store)
     assert not folder.exists()
 
@@ -405,8 +409,12 @@ def test_broken_bundles_are_refused_in_one_line(trained, tmp_path):
     cnn = (copy / "backbone.safetensors").read_bytes()
     (copy / "backbone.safetensors").write_bytes(cnn[:-1] + bytes([cnn[-1] ^ 1]))
     fails(1, "not the CNN that the heads were trained with", "predict", copy, "x.mp4")
+    history = (copy / "history.json").read_text()
     (copy / "history.json").write_text("")
     fails(1, "history.json: damaged", "evaluate", copy)
+    (copy / "history.json").write_text(history)
+    save_file({"a": torch.zeros(1)}, copy / "model.safetensors")
+    fails(1, "model.safetensors: damaged since training", "evaluate", copy)
     (copy / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
     fails(1, "model.safetensors: not a readable safetensors file", "predict", copy, "x.mp4")
     (copy / "model.safetensors").unlink()

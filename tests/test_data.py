@@ -184,7 +184,7 @@ def test_links_are_followed_and_what_macos_leaves_is_not_taken(tmp_path, capsys)
         tmp_path / "videos", *(f"walk/{n}.MTS" for n in range(9)), "walk/._0.mp4", "__MACOSX/walk/0.mp4", "walk/a.txt"
     )
     (tmp_path / "videos" / "run").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "videos" / "run" / "folder.mp4").mkdir()
+    touch(tmp_path / "videos" / "run" / "folder.mp4", "frame.mp4")
     (tmp_path / "videos" / "walk" / "again").symlink_to(tmp_path / "videos")
     dataset = load_dataset(DataConfig(root=tmp_path / "videos"))
     assert dataset.classes == ["run", "walk"] and len(dataset.clips) == 19
@@ -255,14 +255,6 @@ def test_blanks_and_capitals_in_a_csv_mean_nothing(tmp_path):
     assert dataset.classes == ["run"]
 
 
-def test_the_layout_of_folders_reads_no_list(tmp_path):
-    touch(tmp_path, "a/1.mp4")
-    with pytest.raises(ConfigError, match="the layout 'folder' does not read"):
-        load_dataset(
-            DataConfig(root=tmp_path, layout="folder", lists=write_csv(tmp_path / "list.csv", ("path", "label")))
-        )
-
-
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../secret.mp4"])
 def test_lists_may_not_name_files_outside_of_the_root(tmp_path, name):
     touch(tmp_path / "videos", "x.mp4")
@@ -300,6 +292,14 @@ def test_missing_places_are_config_errors(tmp_path):
         load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "nowhere"))
     with pytest.raises(KinemaError, match="no clips found"):
         load_dataset(DataConfig(root=tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_held_out_has_all_classes_if_it_can(seed):
+    groups = "001122334455"
+    clips = [Clip(id=str(n), path=Path(str(n)), label="ab"[group > "3"], group=group) for n, group in enumerate(groups)]
+    held = hold_out(clips, 0.25, seed)
+    assert {clip.label for clip, is_held in zip(clips, held, strict=True) if is_held} == {"a", "b"}
 
 
 groups_and_labels = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc")), min_size=8, max_size=120).filter(

@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from pipeline.backbone import Backbone
 from pipeline.clip import Clip, Source
@@ -115,22 +116,19 @@ def test_a_changed_source_makes_the_entry_invalid(store, clip, entry):
     assert store.find(clip) is not None
 
 
-def test_every_setting_that_changes_the_numbers_changes_the_fingerprint(backbone, store):
-    others = [
-        fingerprint(backbone, SamplingConfig(frames=17)),
-        fingerprint(with_description(backbone, precision="fp32"), SamplingConfig()),
-        fingerprint(with_description(backbone, weights_sha256="0"), SamplingConfig()),
-        fingerprint(with_description(backbone, model="resnet18"), SamplingConfig()),
-        fingerprint(with_description(backbone, transform={"crop_pct": 1}), SamplingConfig()),
-    ]
-    assert len({store.fingerprint, *others}) == 6
-    assert fingerprint(backbone, SamplingConfig()) == store.fingerprint
-
-
-def with_description(backbone, **changes):
-    other = object.__new__(Backbone)
-    other.description = backbone.description | changes
-    return other
+def test_every_setting_that_changes_the_numbers_changes_the_fingerprint(backbone, store, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file({name: value + 1 for name, value in backbone.state.items()}, weights)
+    others = [{"view": "pooled"}, {"crop": "timm"}, {"precision": "fp32"}, {"weights": weights}, {"model": "resnet10t"}]
+    others[-1] |= {"weights": tmp_path / "other.safetensors"}
+    save_file(timm.create_model("resnet10t").state_dict(), others[-1]["weights"])
+    built = [Backbone(BackboneConfig(**settings), torch.device("cpu")) for settings in others]
+    fingerprints = {fingerprint(other, SamplingConfig()) for other in built}
+    fingerprints |= {store.fingerprint, fingerprint(backbone, SamplingConfig(frames=17))}
+    assert len(fingerprints) == 7
+    by_another_engine = Backbone(BackboneConfig(engine="torch"), torch.device("cpu"))
+    assert fingerprint(by_another_engine, SamplingConfig()) == store.fingerprint
+    assert backbone.description["transform"]["input_size"] == [3, 224, 224]  # Other versions of timm may have another.
 
 
 def test_the_last_extraction_with_the_same_settings_is_found_without_the_cnn(tmp_path, backbone, store):
