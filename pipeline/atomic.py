@@ -1,5 +1,4 @@
-"""Files that are there whole or not at all, and of which a reader can tell damage; and files without a name, of which a
-killed process leaves nothing."""
+"""Atomic writes, checksums that reveal damage, and files without a name, which vanish with their process."""
 
 import hashlib
 import json

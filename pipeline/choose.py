@@ -1,8 +1,8 @@
 """Settings chosen by cross-validation inside the training split; validation and test clips are not looked at.
 
 Whole groups are held out in turn, and all folds train side by side, on components of the whole split (which know no
-labels), with the usual loudness of all paths of a head. A value is taken if it lowers the loss on the clips held out by
-more than twice the standard error of the difference, clip by clip, over groups: of so many tries, one would pass by
+labels), with the default fusion weights of a head's paths. A value is taken if it lowers the loss on the clips held out
+by more than twice the standard error of the difference, clip by clip, over groups: of so many tries, one would pass by
 chance otherwise.
 """
 

@@ -30,7 +30,7 @@ USAGE = {
 
 OF_VERB = {
     "evaluate": ("data", "store", "decode", "max_missing", "device", "tracking"),
-    "predict": ("device", "decode", "backbone.e", "backbone.p"),
+    "predict": ("device", "decode", "backbone.engine", "backbone.precision"),
     "store": ("store",),
 }
 """What can be set, where the bundle or the store itself settles the rest: names that begin so."""
@@ -149,7 +149,7 @@ def _run(argv: list[str]) -> None:
         parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run bundle")
     if verb == "predict":
         parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="video files, such as folder/*")
-        parser.add_argument("--json", action="store_true", help="print one JSON object a file")
+        parser.add_argument("--json", action="store_true", help="print one JSON object per file")
         parser.add_argument("--top", type=_top, metavar="N", default=5, help="how many classes (default: 5)")
     known = {name: setting for name, setting in flatten(Config).items() if name.startswith(OF_VERB.get(verb, ""))}
     groups: dict[str, Any] = {"": parser.add_argument_group("settings")}

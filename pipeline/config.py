@@ -19,11 +19,10 @@ class DataConfig:
     split: Annotated[int, Field(ge=1, le=3)] = 1
     """Which of the three official splits."""
     val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15
-    """Share of the training clips that is held out by group for validation, where the data set has none of its own; the
-    nearest of a half, a third, a fourth, ..."""
+    """Share of the training clips held out for validation, in whole groups, where the data set has no validation split;
+    rounded to 1/n: 0.15 is a seventh."""
     test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Share of the clips that is held out by group for the test, where the data set has none of its own; the nearest of
-    a half, a third, a fourth, ..."""
+    """Share of all clips held out for the test, in whole groups, where the data set has none; rounded to 1/n."""
     split_seed: int = 0
     """Which groups are held out."""
 
@@ -33,7 +32,7 @@ class SamplingConfig:
     """Which frames of a clip are looked at."""
 
     frames: PositiveInt = 16
-    """Frames a clip: the middle frame of each of so many equal segments; a shorter clip gives fewer."""
+    """Frames per clip: the middle frame of each of so many equal segments; a shorter clip gives fewer."""
 
 
 @settings
@@ -41,10 +40,10 @@ class DecodeConfig:
     """How video files are read."""
 
     workers: NonNegativeInt = 0
-    """Decoding processes; 0 takes one a core."""
+    """Decoding processes; 0 takes one per core."""
     deadline: PositiveFloat = 60.0
-    """Seconds that one clip may take: half of them with all decoders, and if its process is then ended, or crashed, the
-    rest with PyAV alone."""
+    """Time limit per clip, seconds. The first try, with all decoders, gets half; if its process hangs or crashes, PyAV
+    alone gets the rest."""
     memory: PositiveFloat = 4.0
     """GiB that a decoding process may take before it is ended and the clip recorded as failed."""
     partial: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -84,8 +83,7 @@ class HeadConfig:
     """pyramid: linear layers on the averages of the whole clip, its halves, quarters, ...; bilstm, transformer and
     convolution: beside them such a model over the finest of these; mean: a linear layer on the average frame."""
     components: PositiveInt = 256
-    """Principal components of the features that the head sees at most, computed from the clips that it learns from, and
-    no more than these are."""
+    """Upper limit on the principal components that the head sees; never more than the clips they are computed from."""
     levels: PositiveInt = 4
     """Levels of the temporal pyramid: 4 end with eighths, so that the LSTM makes eight steps."""
     sequence_components: PositiveInt = 64
@@ -112,11 +110,10 @@ class TrainConfig:
     epochs: PositiveInt = 60
     """Passes over the training clips."""
     refit: bool = True
-    """Train once more on training and validation clips together; else validation clips only say how loud each path of a
-    head is."""
+    """Train again on training and validation clips together; false keeps the first training, in which validation clips
+    only set the fusion weights of a head's paths."""
     batch_size: NonNegativeInt = 0
-    """Clips a step; 0 takes a 64th of those to learn from, but 32 at least, or an eighth of them if that is less, and
-    512 at most."""
+    """Clips per step; 0: n // 64 of n training clips, raised to 32, but at most n // 8 and 512."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -31,7 +31,7 @@ from pipeline.device import recorded
 from pipeline.errors import ConfigError, first_line
 
 LEAST_COSINE = 0.999
-"""Least cosine of an engine's features to those of fp32, over the frames it is tried on, for it to be taken unasked."""
+"""`auto` takes an engine only if the features of each frame that it is tried on reach this cosine to those of fp32."""
 
 SENSITIVE_UP_TO = 16
 """bf16 begins where the picture has shrunk by this factor. Its 8 bits spoil the layers before: on real frames the whole
@@ -114,8 +114,8 @@ def start(network: nn.Module, device: torch.device, engine: str, precision: str,
         raise ConfigError("backbone.engine: openvino runs on the CPU only; use --device cpu or --backbone.engine torch")
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("backbone.precision: fp16 is for GPUs; use auto, fp32 or bf16 on a CPU")
-    # Processors are at their best with many small batches side by side, one a core. With one over all cores PyTorch is
-    # a third slower once a thread beside the main one calls it, as the pipeline does.
+    # Processors are at their best with many small batches side by side, one per core. With one over all cores PyTorch
+    # is a third slower once a thread beside the main one calls it, as the pipeline does.
     size = 2 if device.type == "cpu" else 128
     blank = torch.zeros((size, *shape), dtype=torch.uint8)
     parts = _split(network, blank) if precision == "bf16" else [copy.deepcopy(network)]

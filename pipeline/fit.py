@@ -143,8 +143,8 @@ def fit(
             "grad_norm": torch.stack(norms).mean().item(),
         }
         if validate:
-            loudness = heads[0].loudness  # The usual: what suits these clips is found later.
-            record |= _validate(skeleton.eval(), weights, loudness, parts_NPK, labels_N, learns_HN)
+            fusion_weights = heads[0].fusion_weights  # The default: what suits these clips is found later.
+            record |= _validate(skeleton.eval(), weights, fusion_weights, parts_NPK, labels_N, learns_HN)
         history.append(record | {"seconds": time.monotonic() - began})
         if checkpoint:
             _save(checkpoint, weights, optimizer, history)
@@ -197,7 +197,7 @@ def _order(learns_N: torch.Tensor, labels_N: torch.Tensor, imbalance: str, seed:
 def _validate(
     skeleton: nn.Module,
     weights: Tensors,
-    loudness: torch.Tensor,
+    fusion_weights: torch.Tensor,
     parts_NPK: torch.Tensor,
     labels_N: torch.Tensor,
     learns_HN: torch.Tensor,
@@ -205,7 +205,8 @@ def _validate(
     """Tries each head on the clips that it does not learn from; means over all."""
 
     def logits(weights: Tensors, parts_BPK: torch.Tensor) -> torch.Tensor:
-        return (functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1) * loudness[:, None, None]).sum(0)
+        logs = functional_call(skeleton, weights, (parts_BPK,)).log_softmax(-1)
+        return (logs * fusion_weights[:, None, None]).sum(0)
 
     losses, hits = [], []
     for some in (~learns_HN).any(0).nonzero()[:, 0].split(1024):

@@ -79,19 +79,19 @@ class Head(nn.Module):
     """One or more paths from a temporal pyramid to classes, which learn apart and answer together.
 
     Attributes:
-        loudness: how much each path has to say, [paths]; `usual_loudness` until `tune_loudness` has listened to
+        fusion_weights: how much each path has to say, [paths]; `default_fusion_weights` until `tune_fusion` has seen
             them.
     """
 
-    usual_loudness: tuple[float, ...] = (1,)
+    default_fusion_weights: tuple[float, ...] = (1,)
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("loudness", torch.tensor(self.usual_loudness, dtype=torch.float))
+        self.register_buffer("fusion_weights", torch.tensor(self.default_fusion_weights, dtype=torch.float))
 
     def answer(self, parts_NPK: torch.Tensor) -> torch.Tensor:
-        """Returns logits [N,C]: the sum of the paths' log-probabilities, each as loud as it is."""
-        return (self(parts_NPK).log_softmax(-1) * self.loudness[:, None, None]).sum(0)
+        """Returns logits [N,C]: the sum of the paths' log-probabilities, each times its fusion weight."""
+        return (self(parts_NPK).log_softmax(-1) * self.fusion_weights[:, None, None]).sum(0)
 
     def forward(self, parts_NPK: torch.Tensor) -> torch.Tensor:
         """Returns the logits of each path, [paths,N,C]."""
@@ -116,7 +116,7 @@ class PyramidHead(Head):
     The first knows more and is better where clips are many; the second needs few, if movement tells the classes.
     """
 
-    usual_loudness = 1, 1
+    default_fusion_weights = 1, 1
 
     def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
@@ -136,14 +136,14 @@ class SequenceHead(Head):
 
     On frozen features and few clips a model that reads every frame and component loses to linear layers, both alone and
     in a sum of logits that is trained as one. So it reads averages of the leading components, and each learns apart.
-    It also gets surer of itself than it is right, so it is less loud.
+    It also gets surer of itself than it is right, so its default weight is less.
     """
 
-    usual_loudness = *PyramidHead.usual_loudness, 0.5
+    default_fusion_weights = *PyramidHead.default_fusion_weights, 0.5
 
     def __init__(self, parts: int, width: int, classes: int, config: HeadConfig):
         super().__init__()
-        self.pyramid = PyramidHead(parts, width, classes, config)  # Its paths are as loud as this head says.
+        self.pyramid = PyramidHead(parts, width, classes, config)  # Its weights in this head are this head's.
         self.steps = (parts + 1) // 2
         self.components = min(config.sequence_components, width // 2)
         dropout = nn.Dropout(config.dropout)

@@ -149,14 +149,14 @@ def _read_hmdb51(config: DataConfig) -> tuple[list[Clip], list[str]]:
 
 
 def _read_folder(config: DataConfig) -> tuple[list[Clip], list[str]]:
-    """A folder a class, with clips at any depth; or such a tree below each of train/, test/ and perhaps val/."""
+    """One folder per class, with clips at any depth; or such a tree below each of train/, test/ and perhaps val/."""
     root = config.root
     folders = _folders(root)
     split_of = {path: SPLIT_NAMES[path.name.lower()] for path in folders if path.name.lower() in SPLIT_NAMES}
     given = {"train", "test"} <= {*split_of.values()}
     if split_of and not given and len(split_of) == len(folders):
         names = " and ".join(path.name for path in folders)
-        raise KinemaError(f"{root}: has {names} but needs both train and test, or a folder a class")
+        raise KinemaError(f"{root}: has {names} but needs both train and test, or one folder per class")
     if given and len(split_of) < len(folders):
         others = [path.name for path in folders if path not in split_of]
         raise KinemaError(

@@ -63,7 +63,7 @@ class Predictor:
 
 
 def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:
-    """Prints the `top` likeliest classes of each video, as text or as one JSON object a line.
+    """Prints the `top` likeliest classes of each video, as text or as one JSON object per line.
 
     Raises:
         KinemaError: the bundle cannot be used, or a video could not be read (the others are printed).

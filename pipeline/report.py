@@ -122,9 +122,8 @@ def draw_confusions(path: Path, matrix_CC: np.ndarray, classes: list[str]) -> No
 def draw_curves(path: Path, history: dict[str, Any]) -> None:
     """Draws loss and validation accuracy of each head over the epochs."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
-    selected = {
-        kind: records for kind, records in history.items() if kind in NAMES
-    }  # Not the refits: they have no validation.
+    # Not the refits: they have no validation.
+    selected = {kind: records for kind, records in history.items() if kind in NAMES}
     for number, (kind, records) in enumerate(selected.items()):
         epochs = [record["epoch"] for record in records]
         color = f"C{number}"

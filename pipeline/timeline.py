@@ -106,7 +106,7 @@ def read_timeline(path: Path, max_pixels: float = math.inf, max_duration: float 
         announced = stream.duration * second if stream.duration else (container.duration or 0) / av.time_base
         if name == "avi":  # Of a cut file FFmpeg gives the duration of what is left.
             announced = max(announced, stream.frames * second)
-        counts_from_nought = not stream.duration  # A container's own duration does, a stream's from its first frame.
+        counts_from_zero = not stream.duration  # A container's duration does; a stream's counts from its first frame.
     shown = [packet for packet in packets if not packet.is_discard]
     if not shown:
         raise DecodeError("no frames")
@@ -119,7 +119,7 @@ def read_timeline(path: Path, max_pixels: float = math.inf, max_duration: float 
     if length > max_duration:
         raise DecodeError(f"{length:.0f} s are over the limit decode.max_duration")
 
-    read = length + max(pictures[-1].duration * second, 1 / rate) + (max(times_N[0], 0) if counts_from_nought else 0)
+    read = length + max(pictures[-1].duration * second, 1 / rate) + (max(times_N[0], 0) if counts_from_zero else 0)
     cut_off = (announced - read) * rate if announced - read > max(CUT_OFF * announced, 3 / rate) else 0
     # Where it is not of keyframes alone, the index too knows how many there should be. Either may lie wildly.
     cut_off = round(min(max(cut_off, len(index) - len(packets)), 100 * len(pictures)))

@@ -1,4 +1,4 @@
-"""Weights & Biases: the same calls online, offline and off; off works where wandb is not installed."""
+"""Weights & Biases: the same calls online, offline and off; off never imports wandb."""
 
 import os
 import shlex

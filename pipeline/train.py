@@ -20,9 +20,9 @@ from pipeline.data import load_dataset
 from pipeline.device import resolve_device
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.fit import Checkpoint, fit
+from pipeline.fusion import tune_fusion
 from pipeline.head import Heads
 from pipeline.loading import ClipSet, find_clips, load_reduced
-from pipeline.loudness import tune_loudness
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
 from pipeline.store import FeatureStore, Header
@@ -101,13 +101,13 @@ def train(config: Config, run: str) -> None:
                 )
 
     fit_all(clips, is_train_N, "")
-    loudness = {kind: tune_loudness(some.cpu(), clips.where(~is_train_N)) for kind, some in heads.items()}
+    fusion_weights = {kind: tune_fusion(some.cpu(), clips.where(~is_train_N)) for kind, some in heads.items()}
     for kind, records in history.items():
         best = min(records, key=lambda record: record["val_loss"])
         print(f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}, loss lowest after epoch {best['epoch']}")
-        of_paths = loudness[kind]["loudness"].tolist()
+        of_paths = fusion_weights[kind]["fusion_weights"].tolist()
         if len(of_paths) > 1:
-            print(f"{kind}: loudness of its paths {', '.join(f'{value:.2f}' for value in of_paths)}")
+            print(f"{kind}: fusion weights of its paths {', '.join(f'{value:.2f}' for value in of_paths)}")
     if config.train.refit:
         all_N = torch.ones_like(is_train_N)
         del clips  # Both in memory would be twice the space.
@@ -118,7 +118,7 @@ def train(config: Config, run: str) -> None:
         print("trained anew on all training clips, those of validation among them")
     for kind, some in heads.items():
         for head in some:
-            head.load_state_dict(loudness[kind], strict=False)
+            head.load_state_dict(fusion_weights[kind], strict=False)
     bundle.finish(reduction, heads, history, identity, store.fingerprint)
     seconds |= {name: sum(record["seconds"] for record in records) for name, records in history.items()}
     tracker.summary({f"seconds/{name}": value for name, value in seconds.items()})

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 STAGES, CELLS = 3, 4
 """The last stages that the grid is made of, and its cells in each direction."""
 SIZE = 4
-"""How many times as large as the pooled layer it is, with the pooled layer in it. Whoever changes one of these gives
+"""Width of the grid view in multiples of the pooled layer, which it includes. Whoever changes one of these three gives
 the store another `format`, for features must not mix."""
 
 

@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="gets videos/ and splits/")
     parser.add_argument("--groups", type=int, default=24, help="scenes; a third of them is the test")
-    parser.add_argument("--clips", type=int, default=3, help="clips a class and group")
+    parser.add_argument("--clips", type=int, default=3, help="clips per class and group")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--movements", action="store_true", help="movements instead of changes")
     args = parser.parse_args()

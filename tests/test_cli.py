@@ -34,7 +34,7 @@ def test_help_is_readable(verb, capsys):
         main([verb, "--help"])
     text = capsys.readouterr().out
     assert f"usage: kinema {verb}" in text
-    assert "--decode.deadline FLOAT" in text and "Seconds that one clip may take" in text and "(default: 60.0)" in text
+    assert "--decode.deadline FLOAT" in text and "Time limit per clip, seconds" in text and "(default: 60.0)" in text
     assert ("--head.hidden" in text) == (verb in ("extract", "train"))
 
 
@@ -160,7 +160,7 @@ def healthy(folder, clips=4):
 
 
 def quick(folder):
-    """Settings for `folder/videos`, two frames a clip, with a small CNN of random weights, which starts in no time."""
+    """Settings for `folder/videos`, two frames per clip, with a small CNN of random weights that starts in no time."""
     weights = folder / "cnn.safetensors"
     if not weights.exists():
         torch.manual_seed(0)

@@ -6,9 +6,9 @@ import torch
 
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.fit import Checkpoint, fit
+from pipeline.fusion import tune_fusion
 from pipeline.head import HEADS, Head, Heads
 from pipeline.loading import ClipSet
-from pipeline.loudness import tune_loudness
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_begun_anew(tmp_path):
 class TimidAndBold(Head):
     """One path that is right but hardly says so, and one that is sure of noise."""
 
-    usual_loudness = 0.5, 0.5
+    default_fusion_weights = 0.5, 0.5
 
     def forward(self, parts_NPK):
         return torch.stack([parts_NPK[:, 0] * 0.2, torch.randn(len(parts_NPK), 3) * 4])
@@ -107,7 +107,7 @@ def test_the_path_that_is_right_is_heard():
     labels = torch.randint(0, 3, (400,))
     seen = ClipSet(torch.nn.functional.one_hot(labels, 3)[:, None].float() * 4 + torch.randn(400, 1, 3), labels, 3)
     heads = Heads([TimidAndBold(), TimidAndBold()])
-    timid, bold = tune_loudness(heads, seen)["loudness"]
+    timid, bold = tune_fusion(heads, seen)["fusion_weights"]
     assert timid > 2 and 0 < bold < 0.2
-    few = tune_loudness(heads, seen.where(torch.arange(400) < 1))["loudness"]
+    few = tune_fusion(heads, seen.where(torch.arange(400) < 1))["fusion_weights"]
     assert (0.5 / math.e < few).all() and (few < 0.5 * math.e).all()  # One clip says little.

@@ -58,7 +58,7 @@ def test_paths_answer_together():
     together = linear * departures * recurrent**0.5
     torch.testing.assert_close(Heads([head])(parts)[0].softmax(-1), together / together.sum())
     torch.testing.assert_close(head.pyramid(parts).softmax(-1), torch.stack([linear, departures]))
-    head.loudness.copy_(torch.tensor([2.0, 0.3, 0.1]))
+    head.fusion_weights.copy_(torch.tensor([2.0, 0.3, 0.1]))
     together = linear**2 * departures**0.3 * recurrent**0.1
     torch.testing.assert_close(Heads([head])(parts)[0].softmax(-1), together / together.sum())
 

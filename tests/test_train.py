@@ -192,9 +192,9 @@ def test_heads_that_are_trained_once(settings_of_small_set, extracted, tmp_path)
     kinema("train", *settings, "--train.refit", "false", "--train.heads", 2)
     assert list(json.loads((tmp_path / "once" / "history.json").read_text())) == ["bilstm", "mean"]
     tensors = load_file(tmp_path / "once" / "model.safetensors")
-    one, other = (tensors[f"bilstm.{number}.loudness"] for number in (0, 1))
+    one, other = (tensors[f"bilstm.{number}.fusion_weights"] for number in (0, 1))
     assert torch.equal(one, other) and not torch.equal(one, torch.tensor([1, 1, 0.5]))
-    assert not torch.equal(one[:2], tensors["bilstm.0.pyramid.loudness"])  # Found for the pyramid alone.
+    assert not torch.equal(one[:2], tensors["bilstm.0.pyramid.fusion_weights"])  # Found for the pyramid alone.
     assert not torch.equal(tensors["mean.0.linear.weight"], tensors["mean.1.linear.weight"])
 
 

@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--frames", type=int, default=8, help="frames a clip in the comparison")
+    parser.add_argument("--frames", type=int, default=8, help="frames per clip in the comparison")
     args = parser.parse_args()
     backbone = Backbone(BackboneConfig(), torch.device("cpu"))
     torch.set_num_threads(1)  # As in the processes: there is a thread for each core.

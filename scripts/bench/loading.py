@@ -1,4 +1,4 @@
-"""Measure how fast stored features come into memory: an entry a clip, as the store has them, against one packed file.
+"""Measure how fast stored features come into memory: one entry per clip, as the store has them, or one packed file.
 
     python scripts/bench/loading.py --entries 5000
 

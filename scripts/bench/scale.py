@@ -70,7 +70,7 @@ def main() -> None:
 
 def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
     """Makes the table. Extraction goes from mark to mark, the others begin anew for each number of clips."""
-    table = [("", "clips", "seconds", "ms a clip", "MiB")]
+    table = [("", "clips", "seconds", "ms per clip", "MiB")]
     for name in ("extract", "find entries", "load features", "train an epoch"):
         clips, seconds = 0, 0.0
         for mark in measured[name]:

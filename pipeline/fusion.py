@@ -1,4 +1,4 @@
-"""How much each path of a head has to say."""
+"""Late fusion: how much each path of a head has to say."""
 
 import torch
 from torch import nn
@@ -7,13 +7,13 @@ from pipeline.head import Head, Heads
 from pipeline.loading import ClipSet
 
 
-def tune_loudness(heads: Heads, clips: ClipSet) -> dict[str, torch.Tensor]:
-    """Finds how loud each path of the heads should be, from clips that they have not learned from.
+def tune_fusion(heads: Heads, clips: ClipSet) -> dict[str, torch.Tensor]:
+    """Finds the fusion weight of each path of the heads, from clips that they have not learned from.
 
     A path that is sure of itself need not be right: what fits the clips that it has learned from may be bold on others,
     or timid. So each is scaled, as temperature scaling does (Guo et al., ICML 2017), for the greatest likelihood; a
-    normal prior on the logarithm of the scale, with a deviation of a half, keeps it near the usual loudness where clips
-    are few. The scale is the same for all heads, and a clip counts once.
+    normal prior on the logarithm of the scale, with a deviation of a half, keeps it near the default where clips are
+    few. The scale is the same for all heads, and a clip counts once.
 
     Args:
         heads: of one kind, on the CPU.
@@ -24,12 +24,12 @@ def tune_loudness(heads: Heads, clips: ClipSet) -> dict[str, torch.Tensor]:
     """
     within = [name for name, module in heads[0].named_modules() if isinstance(module, Head)]
     return {
-        f"{name}.loudness".lstrip("."): _loudness([head.get_submodule(name) for head in heads], clips)
+        f"{name}.fusion_weights".lstrip("."): _fusion_weights([head.get_submodule(name) for head in heads], clips)
         for name in within
     }
 
 
-def _loudness(heads: list[Head], clips: ClipSet) -> torch.Tensor:
+def _fusion_weights(heads: list[Head], clips: ClipSet) -> torch.Tensor:
     with torch.no_grad():
         blocks = [head(some).log_softmax(-1) for head in heads for some in clips.parts_NPK.split(1024)]
         logs = torch.cat(blocks, 1)  # [paths,heads*N,C]
@@ -39,11 +39,11 @@ def _loudness(heads: list[Head], clips: ClipSet) -> torch.Tensor:
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = (logs * (heads[0].loudness * change.exp())[:, None, None]).sum(0)
+        logits = (logs * (heads[0].fusion_weights * change.exp())[:, None, None]).sum(0)
         prior = (change / 0.5).square().sum() / 2
         loss = nn.functional.cross_entropy(logits, labels) + prior / len(clips.labels_N)
         loss.backward()
         return loss
 
     optimizer.step(loss)
-    return heads[0].loudness * change.detach().exp()
+    return heads[0].fusion_weights * change.detach().exp()
