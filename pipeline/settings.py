@@ -54,6 +54,8 @@ def build(cls: type, file: Path | None, overrides: dict[str, str]) -> Any:
     values = {name: given for name, given in values.items() if given[0] is not None or name not in sections}
     values |= {name: (value, "command line") for name, value in overrides.items()}
     for name, (value, source) in values.items():
+        if name in sections:
+            raise ConfigError(f"{source}: {name}: holds other settings, to be named below it, got {value!r}")
         if name not in known:
             raise ConfigError(f"{source}: unknown setting '{name}'{nearest(name, known)}")
         if isinstance(value, str) and value.startswith("~"):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from pipeline.cli import main
 from pipeline.config import Config, DataConfig
-from pipeline.settings import build
+from pipeline.settings import build, to_yaml
 from pipeline.store import decode_entry
 
 from conftest import REPOSITORY, kinema, write_video
@@ -74,6 +74,7 @@ def test_settings_may_be_written_in_several_ways(tmp_path, monkeypatch):
         ("hed:\n  hidden: 3\n", "c.yaml: unknown setting 'hed.hidden'; did you mean 'head.hidden'?"),
         ("head:\n  hidden: wide\n", "c.yaml: head.hidden: input should be a valid integer"),
         ("head: [3\n", "c.yaml:2: not valid YAML"),
+        ("train: 5\n", "c.yaml: train: holds other settings, to be named below it, got 5"),
         ("? [head]\n: 3\n", "c.yaml:1: not valid YAML: found unhashable key"),
         ("- head\n", "c.yaml: expected 'name: value' lines, got list"),
         ("head: !!python/object:os.system {}\n", "c.yaml:1: not valid YAML"),
@@ -89,9 +90,6 @@ def test_missing_config():
 
 
 def test_command_line_wins_over_file_and_file_over_default(tmp_path):
-    from pipeline.config import Config
-    from pipeline.settings import build, to_yaml
-
     (tmp_path / "c.yaml").write_text("head:\n  hidden: 7\ntrain:\n  learning_rate: 1e-4\ntracking: off\n")
     config = build(Config, tmp_path / "c.yaml", {"sampling.frames": "9", "head.layers": "2"})
     assert (config.head.hidden, config.head.layers, config.sampling.frames) == (7, 2, 9)
@@ -102,9 +100,6 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path):
 
 @pytest.mark.parametrize("name", ["demo", "ucf101", "hmdb51", "folder"])
 def test_shipped_configs_are_valid(name):
-    from pipeline.config import Config
-    from pipeline.settings import build
-
     build(Config, REPOSITORY / "configs" / f"{name}.yaml", {})
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.fit import Checkpoint, fit
+from pipeline.fit import Checkpoint, _share_of_peak, fit
 from pipeline.fusion import tune_fusion
 from pipeline.head import HEADS, Head, Heads
 from pipeline.loading import ClipSet
@@ -59,6 +59,13 @@ def test_each_head_learns_from_its_own_clips_alone():
     first, second = heads(parts[:25]).argmax(2)
     assert (first == labels[:25]).float().mean() > 0.9
     assert (second == (labels[:25] + 1) % 3).float().mean() > 0.9
+
+
+def test_the_learning_rate_rises_and_falls():
+    shares = [_share_of_peak(step / 100, 0.1) for step in range(101)]
+    assert shares[10] == max(shares) == 1 and shares[0] == 0 and shares[5] == pytest.approx(0.5)
+    assert shares[55] == pytest.approx(0.5) and shares[100] == pytest.approx(0)
+    assert _share_of_peak(0, 0) == 1
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
