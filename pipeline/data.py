@@ -53,21 +53,20 @@ def check_leaks(clips: list[Clip]) -> None:
     Raises:
         KinemaError: with the groups and clips.
     """
-    remedies = {
-        "group": "put all clips of a group into one split, or give each its own group",
-        "path": "give all clips of a file the same group and split",
-    }
-    for shared, remedy in remedies.items():
+    kinds = [
+        ("groups", lambda clip: clip.group, "put all clips of a group into one split, or give each its own group"),
+        ("files", lambda clip: clip.path, "give all clips of a file the same group and split"),
+    ]
+    for kind, shared, remedy in kinds:
         splits_of = defaultdict(set)
         for clip in clips:
-            splits_of[getattr(clip, shared)].add(clip.split)
-        leaking = [clip for clip in clips if len(splits_of[getattr(clip, shared)]) > 1]
+            splits_of[shared(clip)].add(clip.split)
+        leaking = {key for key, splits in splits_of.items() if len(splits) > 1}
         if leaking:
-            number = len({getattr(clip, shared) for clip in leaking})
-            found = [f"{clip.id} ({clip.group}, {clip.split})" for clip in leaking]
+            found = [f"{clip.id} ({clip.group}, {clip.split})" for clip in clips if shared(clip) in leaking]
             raise KinemaError(
-                f"{number} {'files' if shared == 'path' else 'groups'} stand in more than one split, "
-                f"so the test would measure memory: {some(found, 8)}; {remedy}"
+                f"{len(leaking)} {kind} stand in more than one split, so the test would measure memory: "
+                f"{some(found, 8)}; {remedy}"
             )
 
 
