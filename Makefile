@@ -56,7 +56,7 @@ lint: setup ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: demo ## Measure this machine, in ten minutes to half an hour: tables and rates go to OUT
+bench: demo ## Measure this machine, in eight minutes to half an hour: tables and rates go to OUT
 	$(BIN)/python scripts/bench/extraction.py --out $(OUT)/extraction $(ARGS)
 	$(BIN)/python scripts/bench/heads.py --out $(OUT)/heads
 	$(BIN)/python scripts/bench/loading.py --out $(OUT)/loading

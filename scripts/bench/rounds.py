@@ -3,6 +3,7 @@
 import json
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,9 @@ def publish(rows: list[tuple[str, ...]], about: str, measured: dict[str, Any], o
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_suffix(".md").write_text(text + "\n")
-        content = {"machine": machine, "about": about, **measured}
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        content = {"machine": machine, "commit": commit, "about": about, **measured}
         out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
 
 
