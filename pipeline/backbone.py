@@ -112,7 +112,8 @@ class Backbone:
 
     def save(self, path: Path) -> None:
         """Writes the weights in safetensors format."""
-        path.write_bytes(save({key: value.contiguous() for key, value in self.state.items()}))
+        # Copies, since some models hold a tensor under two names, which the format refuses.
+        path.write_bytes(save({key: value.contiguous().clone() for key, value in self.state.items()}))
 
     def is_saved_in(self, path: Path) -> bool:
         """Whether a file holds these very weights."""

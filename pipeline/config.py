@@ -32,7 +32,8 @@ class SamplingConfig:
     """Which frames of a clip are looked at."""
 
     frames: PositiveInt = 16
-    """Frames per clip: the middle frame of each of so many equal segments; a shorter clip gives fewer."""
+    """Frames per clip: the middle frame of each of so many equal segments; a shorter clip gives fewer. The last frame
+    of a file, often announced but not there, is not used."""
 
 
 @settings

@@ -126,6 +126,11 @@ def group_folds(labels: list[Any], groups: list[str], most: int, seed: int) -> n
 def _cut_missing_splits(clips: list[Clip], config: DataConfig) -> list[Clip]:
     """Gives every clip a split: test from the whole if the data set names none, validation from the rest."""
     if not any(clip.split for clip in clips):
+        if (groups := len({clip.group for clip in clips})) < 3:
+            raise KinemaError(
+                f"{len(clips)} clips in {groups} groups (recordings) are too few: training, validation and test need "
+                "one each; data/README.md tells how groups are known"
+            )
         test = hold_out(clips, config.test_fraction, config.split_seed)
         clips = [replace(clip, split="test" if held else "train") for clip, held in zip(clips, test, strict=True)]
     if not any(clip.split == "val" for clip in clips):

@@ -36,7 +36,7 @@ def list_store(root: Path) -> None:
             print(f"{folder.name}  its manifest.json is damaged; kinema extract with the same config writes it anew")
             continue
         files = list(_entries(folder))
-        size = sum(file.stat().st_size for file in files)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
         unreadable = FeatureStore(folder, partial=0).failures()
         unread = sum(not entry_path(folder, clip_id).exists() for clip_id in unreadable)

@@ -3,13 +3,13 @@
     python scripts/splits_and_seeds.py --config configs/ucf101.yaml --seeds 0 1 2
 
 The splits are the official ones, or, where the data set has none, three cuts by group (`data.split_seed` 1, 2, 3).
-Further arguments go to `kinema extract` and `kinema train` as they are, such as `--head.hidden 64`. A bundle is named
-`<config>-s<split>-r<seed>`.
+Settings can be given as with `kinema train`, such as `--head.hidden 64`. A bundle is named `<config>-s<split>-r<seed>`.
 """
 
 import argparse
 import csv
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,19 +18,29 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data import load_dataset
+from pipeline.errors import KinemaError
 from pipeline.metrics import group_interval
-from pipeline.settings import build
+from pipeline.settings import build, flatten
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("data/runs"))
     parser.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    args, settings = parser.parse_known_args()
+    known = flatten(Config)
+    for name in known:
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    overrides = {name: value for name, value in vars(args).items() if name in known}
+    settings = [part for name, value in overrides.items() for part in (f"--{name}", value)]
 
-    split_of_set = load_dataset(build(Config, args.config, {}).data).split
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # The command that runs tells of a Ctrl-C.
+    try:
+        config = build(Config, args.config, overrides)
+        split_of_set = load_dataset(config.data).split
+    except KinemaError as error:
+        raise SystemExit(str(error)) from None
     if split_of_set == "given" and len(args.splits) > 1:
         raise SystemExit(f"the data set of {args.config} names its one split: add --splits 1")
     varied = "--data.split" if isinstance(split_of_set, int) else "--data.split_seed"
@@ -42,11 +52,11 @@ def main() -> None:
 
     runs = []
     for split in args.splits:
-        of_split = ["--config", args.config, varied, split, *settings]
+        of_split = ["--config", args.config, *settings, varied, split]
         kinema("extract", *of_split)  # HMDB51's splits are of different clips.
         for seed in args.seeds:
-            run = args.runs / f"{args.config.stem}-s{split}-r{seed}"
-            kinema("train", *of_split, "--train.seed", seed, "--runs", args.runs, "--run", run.name)
+            run = config.runs / f"{args.config.stem}-s{split}-r{seed}"
+            kinema("train", *of_split, "--train.seed", seed, "--run", run.name)
             kinema("evaluate", run)
             with (run / "predictions.csv").open(newline="") as stream:
                 runs.append(list(csv.DictReader(stream)))

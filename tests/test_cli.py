@@ -206,6 +206,7 @@ def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     listed, _ = kinema("store", *store)
     [folder] = (tmp_path / "store").iterdir()
     assert folder.name in listed and "test_efficientnet" in listed
+    assert f"{sum(file.stat().st_size for file in folder.rglob('*.*')) / 1e6:.1f} MB" in listed
     assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
 
     damaged, *_ = folder.glob("??/*.safetensors")

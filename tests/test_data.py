@@ -91,6 +91,12 @@ def test_a_file_in_two_splits_stops_the_run(tmp_path):
         load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
 
 
+def test_too_few_groups_are_counted(tmp_path):
+    touch(tmp_path, *(f"{label}/v_{label}_g0{group}_c0{c}.avi" for label in "ab" for group in (1, 2) for c in range(3)))
+    with pytest.raises(KinemaError, match=r"^12 clips in 2 groups \(recordings\) are too few: "):
+        load_dataset(DataConfig(root=tmp_path))
+
+
 def test_folders_that_give_no_class_are_told_of(tmp_path, capsys):
     touch(tmp_path, *(f"a/{number}.mp4" for number in range(4)), "empty/notes.txt")
     assert load_dataset(DataConfig(root=tmp_path)).classes == ["a"]

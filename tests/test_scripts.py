@@ -18,6 +18,22 @@ def test_scripts_find_what_they_import():
     subprocess.run([sys.executable, "-c", IMPORT, *scripts], check=True)
 
 
+def test_splits_are_those_of_all_settings(tmp_path):
+    """Not of the config file alone: the list that an argument names has one split."""
+    rows = [f"{label}/{number}.mp4,{label},{split}" for label in "ab" for number, split in enumerate(("train", "test"))]
+    for row in rows:
+        (tmp_path / row[0]).mkdir(exist_ok=True)
+        (tmp_path / row.partition(",")[0]).touch()
+    rows += [row.replace("0.mp4", "2.mp4").replace("train", "val") for row in rows[::2]]
+    for row in rows[-2:]:
+        (tmp_path / row.partition(",")[0]).touch()
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    command = [sys.executable, REPOSITORY / "scripts" / "splits_and_seeds.py", "--config", "configs/folder.yaml"]
+    command += ["--data.root", tmp_path, "--data.lists", tmp_path / "list.csv"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stderr.endswith("names its one split: add --splits 1\n") and done.returncode == 1
+
+
 def test_the_demo_is_the_same_each_time(small_set, tmp_path):
     script = REPOSITORY / "scripts" / "make_demo_data.py"
     subprocess.run([sys.executable, script, tmp_path, "--groups", "3", "--clips", "1"], check=True, capture_output=True)

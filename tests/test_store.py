@@ -167,6 +167,16 @@ def test_the_last_extraction_with_the_same_settings_is_found_without_the_cnn(tmp
         found(BackboneConfig(weights=weights))
 
 
+def test_weights_that_a_model_holds_by_two_names_are_saved(tmp_path):
+    torch.save(timm.create_model("coat_tiny", num_classes=0).state_dict(), tmp_path / "coat.pth")
+    config = BackboneConfig(model="coat_tiny", weights=tmp_path / "coat.pth", view="pooled")
+    backbone = Backbone(config, torch.device("cpu"))
+    backbone.save(tmp_path / "saved.safetensors")
+    assert backbone.is_saved_in(tmp_path / "saved.safetensors")
+    again = Backbone(config, torch.device("cpu"), tmp_path / "saved.safetensors")
+    assert again.description == backbone.description
+
+
 def with_weights(backbone, digest):
     other = copy.copy(backbone)
     other.description = backbone.description | {"weights_sha256": digest}
