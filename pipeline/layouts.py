@@ -197,10 +197,12 @@ def _videos(root: Path) -> list[Path]:
                 found.append(path)
             elif path.name in files:
                 others[path.suffix] += 1
-        below[:] = [name for name in below if Path(name).suffix.lower() not in VIDEO_SUFFIXES]
         # A link to a folder that it stands in would lead round and round.
         below[:] = [
-            name for name in below if not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
+            name
+            for name in below
+            if Path(name).suffix.lower() not in VIDEO_SUFFIXES
+            and not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
         ]
     if others:
         kinds = ", ".join(f"{count} x {printable(suffix) or 'no ending'}" for suffix, count in others.most_common(5))

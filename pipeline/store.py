@@ -91,7 +91,7 @@ class FeatureStore:
             if not backbone.is_saved_in(store.backbone_file):
                 with moved_into_place(store.backbone_file) as temporary:
                     backbone.save(temporary)
-            before = _read_manifest(manifest)
+            before = read_manifest(manifest)
             engines = before.get("cosine_to_fp32", {}) | {backbone.engine: round(backbone.choice.cosine, 5)}
             files = [*before.get("weights_files", []), _digest(backbone.weights_file)]
             about = {"cosine_to_fp32": engines, "weights_files": list(dict.fromkeys(files))}
@@ -127,7 +127,7 @@ class FeatureStore:
         found = []
         for manifest in root.glob("*/manifest.json"):
             with suppress(OSError, KeyError, TypeError):  # Damaged: the next extraction writes it anew.
-                about = _read_manifest(manifest)
+                about = read_manifest(manifest)
                 has = [*(about["backbone"][name] for name in names), about["sampling"]["frames"]]
                 if has == wanted and weights in about["weights_files"]:
                     found.append((manifest.stat().st_mtime_ns, manifest.parent))
@@ -340,14 +340,14 @@ def _about(file: safetensors.safe_open, path: Path) -> dict[str, Any]:
     return about
 
 
-def _read_manifest(manifest: Path) -> dict[str, Any]:
+def read_manifest(manifest: Path) -> dict[str, Any]:
     """Returns the settings of a folder, the engines that have made features, each with its least cosine to fp32, and
-    the files that the weights came from."""
+    the digests of the files that the weights came from; nothing if it is not there, or damaged."""
     try:
         about = json.loads(manifest.read_text())
     except (OSError, ValueError):
         about = None
-    return about if isinstance(about, dict) else {}  # Not there yet, or damaged: it is written anew.
+    return about if isinstance(about, dict) else {}
 
 
 def _name(clip_id: str) -> str:

@@ -4,7 +4,6 @@ kinema store --config configs/ucf101.yaml
 kinema store verify --config configs/ucf101.yaml --deep --mend
 """
 
-import json
 import os
 import shutil
 import time
@@ -17,7 +16,7 @@ from pipeline.atomic import abandoned, moved_into_place
 from pipeline.clip import Source
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
-from pipeline.store import DamagedEntry, FeatureStore, decode_entry, encode_entry, entry_path
+from pipeline.store import DamagedEntry, FeatureStore, decode_entry, encode_entry, entry_path, read_manifest
 
 
 def list_store(root: Path) -> None:
@@ -28,11 +27,11 @@ def list_store(root: Path) -> None:
     print(row(*headings))
     for folder in folders:
         try:
-            setting = json.loads((folder / "manifest.json").read_text())
+            setting = read_manifest(folder / "manifest.json")
             backbone, frames = setting["backbone"], setting["sampling"]["frames"]
             of = [backbone[name] for name in ("model", "crop", "view")]
             precision = backbone["precision"]
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             print(f"{folder.name}  its manifest.json is damaged; kinema extract with the same config writes it anew")
             continue
         files = list(_entries(folder))

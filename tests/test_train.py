@@ -183,7 +183,7 @@ def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set
     assert "2 heads of different seeds answer together; each alone has a top-1 of" in told
     with (bundle / "predictions.csv").open() as stream:
         row = next(csv.DictReader(stream))
-    [(_, logits)] = Predictor(bundle)([small_set / "videos" / row["clip"]])
+    [(_, logits)] = Predictor(str(bundle))([f"{small_set}/videos/{row['clip']}"])
     np.testing.assert_allclose(logits.numpy(), json.loads(row["logits"]), atol=1e-3)
 
 
