@@ -20,10 +20,11 @@ from pipeline.config import Config, DecodeConfig, SamplingConfig
 from pipeline.data import load_dataset
 from pipeline.decode import DecodedClip
 from pipeline.device import resolve_device
+from pipeline.entry import ClipFeatures
 from pipeline.errors import KinemaError
 from pipeline.frames import read_frames
 from pipeline.progress import progress
-from pipeline.store import ClipFeatures, FeatureStore
+from pipeline.store import FeatureStore
 from pipeline.workers import Failure, run_isolated
 
 
@@ -100,7 +101,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     clips = dataset.clips[part - 1 :: parts]
     backbone = Backbone(config.backbone, device)
     store = FeatureStore.prepare(config.store, backbone, config.sampling, config.decode.partial)
-    deadly = set() if retry_failed else store.given_up()
+    deadly = set() if retry_failed else store.ledger.given_up()
     print(
         f"{len(clips)} clips, {len(dataset.classes)} classes, store {store.folder}; "
         f"{backbone.engine}, cosine to fp32 {backbone.choice.cosine:.4f}"
@@ -148,6 +149,6 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     if given_up:
         print(f"not tried again: {given_up} clips that ended two processes before; --retry-failed tries them")
     if failed or given_up:
-        print(f"failures: {os.path.relpath(store.ledger)}, grouped by kinema failures with the same settings")
+        print(f"failures: {os.path.relpath(store.ledger.path)}, grouped by kinema failures with the same settings")
     if (failed or given_up) and not done and not skipped:
-        raise KinemaError(f"none of {len(clips)} clips could be read; the reasons are in {store.ledger}")
+        raise KinemaError(f"none of {len(clips)} clips could be read; the reasons are in {store.ledger.path}")

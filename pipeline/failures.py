@@ -31,14 +31,15 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
         _examine(clips[clip_id], config)
         return
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
-    failures = {name: line for name, line in store.failures().items() if name in clips and not store.find(clips[name])}
+    lines = store.ledger.failures().items()
+    failures = {name: line for name, line in lines if name in clips and not store.find(clips[name])}
     if not failures:
         print(f"no failures among {len(clips)} clips")
         return
     groups = defaultdict(list)
     for line in sorted(failures.values(), key=lambda line: line["clip"]):
         groups[re.sub(r"\d+(\.\d+)?", "#", line["reason"])].append(line)
-    print(f"{len(failures)} of {len(clips)} clips could not be read, see {store.ledger}")
+    print(f"{len(failures)} of {len(clips)} clips could not be read, see {store.ledger.path}")
     for kind, lines in sorted(groups.items(), key=lambda group: len(group[1]), reverse=True):
         tried = max(line["attempt"] for line in lines)
         last = max(line["time"] for line in lines)

@@ -12,10 +12,11 @@ from torch import nn
 from pipeline.clip import Clip
 from pipeline.config import Config
 from pipeline.data import Dataset
+from pipeline.entry import ClipFeatures, Header
 from pipeline.errors import KinemaError
 from pipeline.head import Reduction
 from pipeline.progress import progress
-from pipeline.store import ClipFeatures, FeatureStore, Header
+from pipeline.store import FeatureStore
 
 FRAMES_TO_REDUCE = 20_000
 """Frames, of clips drawn at random, that the reduction is computed from: 0.4 GB in float32, if of 5,120 values."""
@@ -49,7 +50,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
             read.
     """
     headers = {clip: store.find(clip) for clip in dataset.of(split)}
-    unreadable = store.failures()
+    unreadable = store.ledger.failures()
     if never := [clip for clip, header in headers.items() if not header and clip.id not in unreadable]:
         raise _without_features(store, never)
     found = {clip: header for clip, header in headers.items() if header}
@@ -62,7 +63,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
                 f"{told}, more than --max-missing {max_missing:g} allows; "
                 "kinema failures with the same settings tells the reasons"
             )
-        print(f"{told}, see {store.ledger}")
+        print(f"{told}, see {store.ledger.path}")
     partial = sum(header.frames < header.planned for header in found.values())
     if partial:
         print(f"{split}: {partial} of {len(headers)} clips are partial: damage left fewer frames than planned")

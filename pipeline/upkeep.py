@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from pipeline.atomic import abandoned, moved_into_place
 from pipeline.clip import Source
+from pipeline.entry import DamagedEntry, decode_entry, encode_entry, entry_path
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
-from pipeline.store import DamagedEntry, FeatureStore, decode_entry, encode_entry, entry_path, read_manifest
+from pipeline.store import FeatureStore, read_manifest
 
 
 def list_store(root: Path) -> None:
@@ -37,7 +38,7 @@ def list_store(root: Path) -> None:
         files = list(_entries(folder))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
-        unreadable = FeatureStore(folder, partial=0).failures()
+        unreadable = FeatureStore(folder, partial=0).ledger.failures()
         unread = sum(not entry_path(folder, clip_id).exists() for clip_id in unreadable)
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
         counts = precision, len(files), unread, f"{size / 1e6:.1f} MB"

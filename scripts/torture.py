@@ -29,7 +29,8 @@ import torch
 from pipeline.backbone import Backbone
 from pipeline.config import BackboneConfig
 from pipeline.decode import CLOCK_ROUNDING
-from pipeline.store import ClipFeatures, decode_entry, read_ledger
+from pipeline.entry import ClipFeatures, decode_entry
+from pipeline.ledger import Ledger
 from pipeline.timeline import read_timeline
 
 FRAMES = 8
@@ -272,7 +273,7 @@ def main() -> None:
 
         entries = entries_of(root / "store")
         [setting] = (root / "store").iterdir()
-        ledger = read_ledger(setting)
+        ledger = Ledger(setting / "failures.jsonl").lines()
         for clip, entry in undisturbed.items():
             if clip not in entries:
                 problems.append(f"{clip}: healthy, but not there: {ledger.get(clip, {}).get('reason')}")

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from pipeline.cli import main
 from pipeline.config import Config, DataConfig
+from pipeline.entry import decode_entry
 from pipeline.settings import build, to_yaml
-from pipeline.store import decode_entry
 
 from conftest import REPOSITORY, kinema, write_video
 

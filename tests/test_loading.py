@@ -4,10 +4,11 @@ import torch
 
 from pipeline.clip import Clip, Source
 from pipeline.config import Config, HeadConfig, SamplingConfig
+from pipeline.entry import ClipFeatures, entry_path
 from pipeline.errors import KinemaError
 from pipeline.head import Reduction
 from pipeline.loading import load_clips, load_reduced, read_features
-from pipeline.store import ClipFeatures, FeatureStore, entry_path
+from pipeline.store import FeatureStore
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from safetensors.torch import save, save_file
 from pipeline.backbone import Backbone
 from pipeline.clip import Clip, Source
 from pipeline.config import BackboneConfig, SamplingConfig
+from pipeline.entry import ClipFeatures
 from pipeline.errors import ConfigError, KinemaError
-from pipeline.store import ClipFeatures, FeatureStore, fingerprint
+from pipeline.store import FeatureStore, fingerprint
 from pipeline.workers import Failure
 
 from conftest import write_video
@@ -193,19 +194,19 @@ def test_the_manifest_says_it_in_words(store, backbone):
 
 def test_the_ledger_keeps_the_last_reason(tmp_path, backbone, store, clip):
     store.record_failure(clip, Failure("timeout 60 s"))
-    with store.ledger.open("a") as stream:
+    with store.ledger.path.open("a") as stream:
         stream.write('{"clip": "half a li')
     store = FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), 0.5)
     store.record_failure(clip, Failure("empty file"))
-    [line] = store.failures().values()
+    [line] = store.ledger.failures().values()
     assert (line["clip"], line["reason"], line["attempt"], line["deadly"]) == (clip.id, "empty file", 2, False)
 
 
 def test_a_clip_that_ended_two_processes_is_given_up_until_its_file_changes(store, clip):
     store.record_failure(clip, Failure("timeout 60 s", deadly=True))
-    assert store.given_up() == {clip.id}
+    assert store.ledger.given_up() == {clip.id}
     os.utime(clip.path)
-    assert store.given_up() == set()
+    assert store.ledger.given_up() == set()
 
 
 def test_partial_entries_count_only_if_they_hold_enough(tmp_path, backbone, clip):

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from pipeline.clip import Clip, Source
 from pipeline.config import SamplingConfig
+from pipeline.entry import ClipFeatures, entry_path
 from pipeline.loading import read_features
-from pipeline.store import ClipFeatures, FeatureStore, entry_path
+from pipeline.store import FeatureStore
 
 WIDTH = 5120
 
