@@ -1,6 +1,7 @@
 """Videos with the frame number painted in, so that a test knows which frame it got; and one small trained run."""
 
 import contextlib
+import csv
 import io
 import os
 import subprocess
@@ -95,6 +96,20 @@ def kinema(*arguments: object, code: int = 0) -> tuple[str, str]:
         got = main([str(argument) for argument in arguments])
     assert got == code, err.getvalue()
     return out.getvalue(), err.getvalue()
+
+
+def touch(root: Path, *names: str) -> None:
+    """Makes files that no decoder could read, where only names matter."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def write_csv(path: Path, *rows: tuple) -> Path:
+    """Writes a list of clips; the first row has the names of the columns."""
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,219 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.config import DataConfig
+from pipeline.data import load_dataset
+from pipeline.errors import ConfigError, KinemaError
+from pipeline.layouts import group_of
+
+from conftest import REPOSITORY, touch, write_csv
+
+
+@pytest.fixture
+def ucf(tmp_path):
+    names = [f"{label}/v_{label}_g{group:02d}_c01.avi" for label in ("Run", "Sit") for group in range(1, 9)]
+    touch(tmp_path / "videos", *names)
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Run\n2 Sit\n")
+    train = [name for name in names if int(name.split("_g")[1][:2]) > 2]
+    (lists / "trainlist01.txt").write_text("".join(f"{name} {1 + name.startswith('Sit')}\r\n" for name in train))
+    (lists / "testlist01.txt").write_text("".join(f"{name}\n" for name in names if name not in train))
+    return DataConfig(root=tmp_path / "videos", lists=lists)
+
+
+def test_ucf101_lists(ucf):
+    dataset = load_dataset(ucf)
+    assert dataset.classes == ["Run", "Sit"] and dataset.split == 1
+    assert {clip.group for clip in dataset.of("test")} == {"g01", "g02"}
+    assert len(dataset.of("train")) + len(dataset.of("val")) == 12
+    assert {clip.label for clip in dataset.of("val")} == {"Run", "Sit"}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("trainlist01.txt", "Run/v_Run_g99_c01.avi 1", "1 of 17 listed files are not in .*: Run/v_Run_g99_c01.avi"),
+        ("trainlist01.txt", "Fly/v_Fly_g03_c01.avi 1", "trainlist01.txt:13: class 'Fly' is not in classInd.txt"),
+        ("trainlist01.txt", "Run/v_Run_g03_c01.avi 2", "trainlist01.txt:13: class number 2, but 'Run' is 1"),
+        ("trainlist01.txt", "nonsense", "trainlist01.txt:13: expected 'Class/file'"),
+        ("trainlist01.txt", "Run/v_Run_g01_c01.avi 1", "listed more than once: Run/v_Run_g01_c01.avi"),
+        ("classInd.txt", "Jump", "classInd.txt:3: expected 'number class'"),
+    ],
+)
+def test_wrong_lines_are_named(ucf, file, line, message):
+    with (ucf.lists / file).open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(KinemaError, match=message) as caught:
+        load_dataset(ucf)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_give_no_class_are_told_of(tmp_path, capsys):
+    touch(tmp_path, *(f"a/{number}.mp4" for number in range(4)), "empty/notes.txt")
+    assert load_dataset(DataConfig(root=tmp_path)).classes == ["a"]
+    out = capsys.readouterr().out
+    assert "no videos in empty, so there is no such class" in out
+    assert "there is one class alone, a; is data.root the folder of all classes?" in out
+
+
+def test_a_folder_that_cannot_be_read_stops_the_run(tmp_path):
+    touch(tmp_path, *(f"{label}/{number}.mp4" for label in "ab" for number in range(4)))
+    (tmp_path / "b").chmod(0)
+    as_anybody = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    command = [*as_anybody, sys.executable, "-m", "pipeline.cli", "failures", "--data.root", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    (tmp_path / "b").chmod(0o755)
+    told = f"kinema: {tmp_path / 'b'}: Permission denied; make the folder readable, or take it out of data.root\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_hmdb51_lists(tmp_path):
+    names = [f"Film_{n}_run_f_cm_np1_ba_med_{c}.avi" for n in range(6) for c in range(2)]
+    touch(tmp_path / "videos", *(f"run/{name}" for name in names))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    use = {"Film_0": 2, "Film_1": 0}
+    lines = [f"{name} {use.get(name[:6], 1)} \n" for name in names]
+    (lists / "run_test_split2.txt").write_text("".join(lines))
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=lists, split=2))
+    assert {clip.group for clip in dataset.of("test")} == {"run/Film_0"}
+    assert len(dataset.clips) == 10
+    assert group_of("shoot_bow/Return_of_the_King_7_shoot_bow_u_nm_np10_ba_med_2.avi", "shoot_bow") == (
+        "shoot_bow/Return_of_the_King_7"
+    )
+
+
+def test_folder_a_class(tmp_path):
+    touch(tmp_path, *(f"{label}/sub/{n}.mp4" for label in "ab" for n in range(10)), "a/notes.txt")
+    dataset = load_dataset(DataConfig(root=tmp_path))
+    assert dataset.classes == ["a", "b"] and dataset.split == "by group, seed 0"
+    assert {split: len(dataset.of(split)) for split in ("train", "val", "test")} == {"train": 13, "val": 2, "test": 5}
+
+
+def test_videos_beside_the_folders_of_classes_are_told_of(tmp_path, capsys):
+    touch(tmp_path, *(f"{label}/{number}.mp4" for label in ("a", "b") for number in range(4)), "loose.mp4")
+    assert len(load_dataset(DataConfig(root=tmp_path)).clips) == 8
+    assert "passed over 1 videos that are in no folder of a class: loose.mp4" in capsys.readouterr().out
+
+
+def test_folder_with_given_splits(tmp_path):
+    touch(tmp_path, *(f"{split}/a/{split}{n}.mp4" for split in ("train", "val", "test") for n in range(3)))
+    dataset = load_dataset(DataConfig(root=tmp_path))
+    assert dataset.split == "given" and [clip.id for clip in dataset.of("val")] == [
+        f"val/a/val{n}.mp4" for n in range(3)
+    ]
+
+
+def test_train_and_val_folders_alone_are_refused(tmp_path):
+    touch(tmp_path, "train/a/1.mp4", "val/a/2.mp4")
+    with pytest.raises(KinemaError, match="needs both train and test"):
+        load_dataset(DataConfig(root=tmp_path))
+
+
+def test_folders_of_splits_go_by_other_names_too(tmp_path):
+    touch(tmp_path, *(f"{split}/a/{split}{n}.mp4" for split in ("Train", "Validation", "TEST") for n in range(3)))
+    dataset = load_dataset(DataConfig(root=tmp_path))
+    assert {split: len(dataset.of(split)) for split in ("train", "val", "test")} == {"train": 3, "val": 3, "test": 3}
+    touch(tmp_path, "walk/1.mp4")
+    with pytest.raises(KinemaError, match="beside them walk"):
+        load_dataset(DataConfig(root=tmp_path))
+
+
+def test_links_are_followed_and_what_macos_leaves_is_not_taken(tmp_path, capsys):
+    touch(tmp_path / "elsewhere", *(f"{n}.mp4" for n in range(9)))
+    touch(
+        tmp_path / "videos", *(f"walk/{n}.MTS" for n in range(9)), "walk/._0.mp4", "__MACOSX/walk/0.mp4", "walk/a.txt"
+    )
+    (tmp_path / "videos" / "run").symlink_to(tmp_path / "elsewhere")
+    touch(tmp_path / "videos" / "run" / "folder.mp4", "frame.mp4")
+    (tmp_path / "videos" / "walk" / "again").symlink_to(tmp_path / "videos")
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos"))
+    assert dataset.classes == ["run", "walk"] and len(dataset.clips) == 19
+    assert "passed over 1 files that are no videos by their ending (1 x .txt)" in capsys.readouterr().out
+
+
+def test_csv_with_segments_and_groups(tmp_path):
+    touch(tmp_path / "videos", "x.mp4", "y.mp4", "z.mp4")
+    rows = [("path", "label", "group", "split", "start", "end")]
+    rows += [("x.mp4", "a", "1", "train", "0", "2.5"), ("x.mp4", "b", "1", "train", "2.5", "")]
+    rows += [("y.mp4", "a", "2", "val", "", ""), ("z.mp4", "b", "3", "test", "", "")]
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "list.csv", *rows)))
+    assert [clip.id for clip in dataset.clips] == ["x.mp4@0-2.5", "x.mp4@2.5-", "y.mp4", "z.mp4"]
+    assert dataset.clips[1].start == 2.5 and dataset.clips[1].end is None
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("path,label", "x.mp4,", "list.csv:2: empty label"),
+        ("path,label", "x.mp4,a,b", "list.csv:2: expected 2 columns"),
+        ("path,class", "x.mp4,a", "list.csv:1: the header lacks label"),
+        ("path,label,split", "x.mp4,a,training", "list.csv:2: split 'training' is none of"),
+        ("path,label,group", "x.mp4,a,1\ny.mp4,a,", "list.csv:3: empty group, which other rows have"),
+        ("path,label,split", "x.mp4,a,\ny.mp4,a,val", "list.csv:2: empty split, which other rows have"),
+        ("path,label,start,end", "x.mp4,a,3,2", "list.csv:2: end 2 is not after start 3"),
+        ("path,label,start,end", "x.mp4,a,soon,2", "list.csv:2: start and end are seconds"),
+        ("path,label,start,end", "x.mp4,a,-1,2", "list.csv:2: start and end are seconds"),
+        ("path,label,start,end", "x.mp4,a,0,nan", "list.csv:2: start and end are seconds"),
+        ("path,label", "gone.mp4,a", "list.csv: 1 of 1 listed files are not in .*: gone.mp4; check data.root"),
+        ("path;label", "x.mp4;a", "list.csv:1: the header lacks path, label; columns are separated by commas"),
+        ("path,label,grup", "x.mp4,a,1", "list.csv:1: unknown column 'grup'; did you mean 'group'"),
+    ],
+)
+def test_wrong_csv_rows_are_named(tmp_path, header, row, message):
+    touch(tmp_path, "x.mp4")
+    (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
+    with pytest.raises(KinemaError, match=message):
+        load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "list.csv"))
+
+
+def test_blanks_and_capitals_in_a_csv_mean_nothing(tmp_path):
+    touch(tmp_path, *(f"{number}.mp4" for number in range(12)))
+    lines = [f"{number}.mp4, run ,session {number % 4}{' ' * (number % 3)}" for number in range(12)]
+    (tmp_path / "list.csv").write_text("Path , label,Group\n" + "\n".join(lines) + "\n")
+    dataset = load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "list.csv"))
+    assert {clip.group for clip in dataset.clips} == {f"session {number}" for number in range(4)}
+    assert dataset.classes == ["run"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../secret.mp4"])
+def test_lists_may_not_name_files_outside_of_the_root(tmp_path, name):
+    touch(tmp_path / "videos", "x.mp4")
+    touch(tmp_path, "secret.mp4")
+    lists = write_csv(tmp_path / "list.csv", ("path", "label"), ("x.mp4", "a"), (name, "b"))
+    with pytest.raises(KinemaError, match=r"list.csv:3: .* is outside of data\.root") as caught:
+        load_dataset(DataConfig(root=tmp_path / "videos", lists=lists))
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_may_name_files_below_the_root_in_any_way(tmp_path):
+    names = [f"{letter}.mp4" for letter in "abcdefgh"]
+    touch(tmp_path / "videos", *names)
+    spelled = [str(tmp_path / "videos" / name) if name < "e" else f"./{name}" for name in names]
+    lists = write_csv(tmp_path / "list.csv", ("path", "label"), *((name, len(name) % 2) for name in spelled))
+    assert [clip.id for clip in load_dataset(DataConfig(root=tmp_path / "videos", lists=lists)).clips] == names
+
+
+def test_kinetics_leaves_out_what_is_gone_and_says_so(tmp_path, capsys):
+    touch(tmp_path / "videos", *(f"id{n}_000010_000020.mp4" for n in range(6)), "whole.mp4")
+    rows = [("label", "youtube_id", "time_start", "time_end", "split")]
+    rows += [("run", f"id{n}", "10", "20", "train" if n < 4 else "validate") for n in range(6)]
+    rows += [("run", "whole", "5", "15", "train"), ("run", "gone", "0", "10", "train")]
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "k.csv", *rows)))
+    assert "1 rows have no file" in capsys.readouterr().out
+    assert len(dataset.of("test")) == 2 and len(dataset.clips) == 7
+    [whole] = [clip for clip in dataset.clips if clip.group == "whole"]
+    assert (whole.id, whole.start, whole.end) == ("whole.mp4@5.0-15.0", 5.0, 15.0)
+
+
+def test_missing_places_are_config_errors(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.root: no such folder"):
+        load_dataset(DataConfig(root=tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"data\.lists: no such file or folder"):
+        load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "nowhere"))
+    with pytest.raises(KinemaError, match="no clips found"):
+        load_dataset(DataConfig(root=tmp_path))
