@@ -22,10 +22,10 @@ from pipeline.atomic import checksum, moved_into_place, read_json
 from pipeline.choose import Choice
 from pipeline.clip import Clip, Source
 from pipeline.config import Config
+from pipeline.entry import Header
 from pipeline.errors import ConfigError, KinemaError, first_line
 from pipeline.head import HEADS, Heads, Reduction, SequenceHead
 from pipeline.settings import build, to_yaml
-from pipeline.store import Header
 
 
 class Bundle:

@@ -18,6 +18,7 @@ from pipeline.clip import Clip
 from pipeline.config import Config
 from pipeline.data import load_dataset
 from pipeline.device import resolve_device
+from pipeline.entry import Header
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.fit import Checkpoint, fit
 from pipeline.fusion import tune_fusion
@@ -25,7 +26,7 @@ from pipeline.head import Heads
 from pipeline.loading import ClipSet, find_clips, load_reduced
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
-from pipeline.store import FeatureStore, Header
+from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
 
 PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
