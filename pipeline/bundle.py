@@ -190,4 +190,5 @@ class Bundle:
 
 
 def _checksum(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> str:
-    return checksum({name: tensor.numpy() for name, tensor in tensors.items()}, json.dumps(about, sort_keys=True))
+    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    return checksum(arrays, json.dumps(about, sort_keys=True))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import ConfigError, KinemaError, printable
+from pipeline.errors import ConfigError, KinemaError, first_line, printable
 
 VERBS = {
     "extract": "compute and cache the features of a data set",
@@ -69,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"kinema: {printable(line)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
     except RuntimeError as error:
-        if debug or type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which not every verb imports.
+        reason = first_line(error).partition(". GPU ")[0]
+        if debug or "out of memory" not in reason:  # PyTorch has several errors that say so.
             raise
-        reason = str(error).partition(". GPU ")[0]
         print(f"kinema: {reason}; end what else uses the GPU, or use --device cpu", file=sys.stderr)
         return KinemaError.exit_code
     except KeyboardInterrupt as stop:

@@ -13,15 +13,15 @@ def resolve_device(name: str) -> torch.device:
     """Turns 'auto' into the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: the device does not exist here.
+        ConfigError: the device does not exist here, or PyTorch cannot use it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name)  # A kernel, for PyTorch has none for GPUs that are too old.
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not available here: {first_line(error)}") from None
+        raise ConfigError(f"device {name!r} cannot be used here: {first_line(error)}; try --device cpu") from None
 
 
 def recorded(function: Callable, *example: torch.Tensor) -> Callable[..., Any]:

@@ -77,14 +77,11 @@ def choose(
     if key not in remembered:
         print("trying which engine suits this machine, once ...", file=sys.stderr)
         frames = _photographs(shape, batch_size(device) // 2)
-        reference = start(network, device, "torch", "fp32", shape)
-        expected = reference(frames).astype(np.float32)
+        expected = start(network, device, "torch", "fp32", shape)(frames).astype(np.float32)
         measured = []
         for candidate in [(name, arithmetic) for name in engines for arithmetic in precisions]:
-            try:
-                is_reference = candidate == ("torch", "fp32")
-                run = reference if is_reference else start(network, device, *candidate, shape)
-                measured.append(_measure(run, candidate, frames, expected))
+            try:  # None is kept, since a small GPU has no room for two.
+                measured.append(_measure(start(network, device, *candidate, shape), candidate, frames, expected))
             except torch.OutOfMemoryError:  # It may have room the next time, so nothing is to be remembered.
                 raise
             except ConfigError as error:
@@ -117,12 +114,13 @@ def start(network: nn.Module, device: torch.device, engine: str, precision: str,
     # Processors are at their best with many small batches side by side, one per core. With one over all cores PyTorch
     # is a third slower once a thread beside the main one calls it, as the pipeline does.
     size = 2 if device.type == "cpu" else 128
-    blank = torch.zeros((size, *shape), dtype=torch.uint8)
-    parts = _split(network, blank) if precision == "bf16" else [copy.deepcopy(network)]
+    blank = torch.zeros((size, *shape), dtype=torch.uint8, device=device)
+    network = copy.deepcopy(network).to(device)  # Before it is cut: a part runs only where it was cut.
+    parts = _split(network, blank) if precision == "bf16" else [network]
     if engine == "openvino":
         return _start_openvino(parts, blank)
     module = _Halved(*parts) if precision == "bf16" else parts[0]
-    module, blank = module.to(device, memory_format=torch.channels_last).eval(), blank.to(device)
+    module = module.to(memory_format=torch.channels_last).eval()
     return _start_torch_cpu(module, blank) if device.type == "cpu" else _start_cuda(module, blank, precision)
 
 
@@ -155,6 +153,7 @@ def _start_torch_cpu(module: nn.Module, blank: torch.Tensor) -> Run:
 
 
 def _start_cuda(module: nn.Module, blank: torch.Tensor, precision: str) -> Run:
+    torch.backends.cudnn.allow_tf32 = False  # Else fp32 would not be what it says, the measure of all else.
     half = torch.autocast("cuda", torch.float16, enabled=precision == "fp16", cache_enabled=False)
     try:
         with torch.no_grad(), half:

@@ -255,7 +255,7 @@ def test_unknown_names_are_config_errors(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["auto", "fp32"])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 def test_gpu_features_are_those_of_the_cpu(precision):
     gpu = Backbone(BackboneConfig(precision=precision), torch.device("cuda"))
     cpu = Backbone(BackboneConfig(engine="torch", precision="fp32"), CPU)
