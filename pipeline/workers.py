@@ -10,13 +10,15 @@ import itertools
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_context, reduction
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -66,7 +68,8 @@ def run_isolated(
     Each worker holds at most one finished result until it is asked for, so memory is bounded by `workers`.
 
     Args:
-        function: called with one job; it may return a `Failure`, and an exception it raises becomes one.
+        function: called with one job; it may return a `Failure`, and an exception it raises becomes one. It must be
+            of a module: what a script defines itself is not known in other processes.
         jobs: taken lazily.
         workers: how many processes.
         deadline: seconds that one job may take, half of them in each of two tries.
@@ -141,7 +144,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.shelf = _Shelf(nameless_file())
         self.process = context.Process(target=_serve, args=(theirs, self.shelf), daemon=True)
-        self.process.start()
+        with _nameless_main():
+            self.process.start()
         theirs.close()
 
     def take(self, task: _Task) -> None:
@@ -229,6 +233,18 @@ class _Shelf:
 
 def _inherited_shelf(duplicate: Any) -> _Shelf:
     return _Shelf(duplicate.detach())
+
+
+@contextmanager
+def _nameless_main() -> Iterator[None]:
+    """Keeps a process that is started here from importing the user's script, which then needs no
+    `if __name__ == "__main__"`, and need not even be a file."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:

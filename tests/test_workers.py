@@ -2,12 +2,16 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from pipeline.workers import Failure, run_isolated
+
+from conftest import REPOSITORY
 
 
 def work(job):
@@ -36,6 +40,14 @@ def killed_once(marker):
 def make_arrays(size):
     numbers = np.arange(size, dtype=np.int64)
     return {"whole": numbers, "every third, backwards": numbers[::-3], "text": str(size)}
+
+
+def test_a_script_without_a_name_needs_no_guard():
+    """Processes that were made anew from it would fail, or run all of it once more."""
+    script = "import os.path; from pipeline.workers import run_isolated\n"
+    script += "print(list(run_isolated(os.path.basename, ['a/b'], 1, 60)))"
+    done = subprocess.run([sys.executable, "-"], cwd=REPOSITORY, input=script, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[('a/b', 'b')]\n", "")
 
 
 def answer(job):

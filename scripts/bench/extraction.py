@@ -8,8 +8,6 @@ the same weights (it needs: pip install opencv-python-headless omegaconf). It co
 the plain loop compute `sampling.frames` of them.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import statistics
@@ -18,24 +16,23 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-if __name__ != "__mp_main__":  # Each decoding process loads this file anew, and needs none of this.
-    import joblib
-    import numpy as np
-    import timm
-    import torch
+import joblib
+import numpy as np
+import timm
+import torch
 
-    # isort: split
-    import decord
-    from PIL import Image
-    from rounds import alternate, publish, ratio
+# isort: split
+import decord
+from PIL import Image
+from rounds import alternate, publish, ratio
 
-    from pipeline.backbone import Backbone
-    from pipeline.clip import Clip
-    from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
-    from pipeline.device import resolve_device
-    from pipeline.extract import clip_features
-    from pipeline.frames import read_frames
-    from pipeline.workers import Failure, run_isolated
+from pipeline.backbone import Backbone
+from pipeline.clip import Clip
+from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
+from pipeline.device import resolve_device
+from pipeline.extract import clip_features
+from pipeline.frames import read_frames
+from pipeline.workers import Failure, run_isolated
 
 
 def main() -> None:
