@@ -62,12 +62,15 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     train_counts_C = np.array([counts[name] for name in dataset.classes])
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 
+    label_of = {clip.id: clip.label for clip in dataset.clips}
+    contradictions = [name for name, copied in copies.items() if label_of.get(copied, label_of[name]) != label_of[name]]
     about = {
         "split": dataset.split,
         "n_clips": len(clips),
         "n_groups": len(set(groups)),
         "n_missing": len(dataset.of("test")) - len(clips),
         "n_copies": len(copies),
+        "n_copies_of_other_classes": len(contradictions),
         "seed": config.train.seed,
     }
     measured = {kind: about | metrics.measure(scores_NC, labels_N, groups) for kind, scores_NC in logits.items()}
@@ -95,6 +98,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
             "predicted": dataset.classes[probabilities_NC[number].argmax()],
             "probability": float(probabilities_NC[number].max()),
             **{f"{name}_predicted": dataset.classes[logits[name][number].argmax()] for name in result["baselines"]},
+            "copy_of": copies.get(clip.id, ""),
             "logits": json.dumps([round(float(value), 5) for value in logits[kind][number]]),
         }
         for number, clip in enumerate(clips)
@@ -113,8 +117,6 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         print(report.heads_line(result))
     if copies:
         print(report.copies_line(result))
-        tested, trained = next(iter(copies.items()))
-        print(f"such as {tested}, a copy of {trained}; give copies the same group in a CSV file, or remove them")
     print(f"report: {run / 'report.md'}")
     _track(config, bundle, result, rows, clips)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from pipeline.clip import Clip
 from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.entry import ClipFeatures, Header
-from pipeline.errors import KinemaError
+from pipeline.errors import KinemaError, some
 from pipeline.head import Reduction
 from pipeline.progress import progress
 from pipeline.store import FeatureStore
@@ -72,6 +72,16 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
     return found
 
 
+def tell_contradictions(found: dict[Clip, Header]) -> None:
+    """Says which clips have the same content and different classes."""
+    same: dict[tuple, list[Clip]] = defaultdict(list)
+    for clip, header in found.items():
+        same[header.source.sha256, clip.start, clip.end].append(clip)
+    pairs = [" and ".join(clip.id for clip in clips) for clips in same.values() if len({c.label for c in clips}) > 1]
+    if pairs:
+        print(f"the same video stands in two classes, so one is wrong: {some(pairs, 8)}")
+
+
 def load_reduced(
     config: Config, store: FeatureStore, clips: list[Clip], classes: list[str], learns_N: torch.Tensor
 ) -> tuple[Reduction, ClipSet]:
@@ -104,10 +114,10 @@ def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduc
     entries = _read(store, clips)
     loaded = 0
     with progress("load features", len(clips), "clips") as bar:
-        while some := list(itertools.islice(entries, 256)):
-            parts_NPK[loaded : loaded + len(some)] = reduction(*_padded(some))
-            loaded += len(some)
-            bar.update(len(some))
+        while taken := list(itertools.islice(entries, 256)):
+            parts_NPK[loaded : loaded + len(taken)] = reduction(*_padded(taken))
+            loaded += len(taken)
+            bar.update(len(taken))
     return ClipSet(parts_NPK, torch.tensor([classes.index(clip.label) for clip in clips]), len(classes))
 
 

@@ -88,10 +88,14 @@ def gain_line(metrics: dict[str, Any]) -> str:
 
 
 def copies_line(metrics: dict[str, Any]) -> str:
-    """Says how many answers measure memory."""
+    """Says how many answers measure memory, or contradict what was learned."""
+    copies, others = metrics["n_copies"], metrics["n_copies_of_other_classes"]
+    means = ["what is measured on them is memory"] if copies > others else []
+    means += [f"{others} of them were learned as another class, so one of the two is wrong"] if others else []
     return (
-        f"{metrics['n_copies']} of {metrics['n_clips']} test clips are copies, by other names, of files that were "
-        "trained on: what is measured on them is memory"
+        f"{copies} of {metrics['n_clips']} test clips are copies, by other names, of files that were trained on: "
+        f"{'; '.join(means)}; the column copy_of of predictions.csv names them all: remove them, or give each the "
+        "class and group of the other in a CSV file"
     )
 
 

@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, KinemaError
 from pipeline.fit import Checkpoint, fit
 from pipeline.fusion import tune_fusion
 from pipeline.head import Heads
-from pipeline.loading import ClipSet, find_clips, load_reduced
+from pipeline.loading import ClipSet, find_clips, load_reduced, tell_contradictions
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
 from pipeline.store import FeatureStore
@@ -67,6 +67,7 @@ def train(config: Config, run: str) -> None:
             "give this run another name with --run, or delete that folder"
         )
 
+    tell_contradictions(found["train"] | found["val"])
     learned_from = [*found["train"], *found["val"]]
     is_train_N = torch.tensor([clip.split == "train" for clip in learned_from])
     began = time.monotonic()

@@ -121,15 +121,23 @@ def test_copies_of_trained_clips_are_told_and_the_majority_is_of_training(small_
             (tmp_path / "videos" / name).write_bytes(file.read_bytes())
             split = "test" if number >= in_training else "val" if number == 1 else "train"
             rows.append(f"{name},{label},{split}")
+    for number, split in enumerate(("train", "test")):  # Two that were given another class, too.
+        [file] = (tmp_path / "videos" / "Grow").glob(f"{number}.*")
+        (tmp_path / "videos" / "Shrink" / f"of_grow_{file.name}").write_bytes(file.read_bytes())
+        rows.append(f"Shrink/of_grow_{file.name},Shrink,{split}")
     (tmp_path / "clips.csv").write_text("\n".join(rows))
     settings = ["--data.root", tmp_path / "videos", "--data.lists", tmp_path / "clips.csv", "--sampling.frames", 2]
     settings += ["--store", tmp_path / "store", "--runs", tmp_path, "--tracking", "off", "--train.epochs", 1]
     kinema("extract", *settings)
-    kinema("train", *settings, "--run", "copies")
+    told, _ = kinema("train", *settings, "--run", "copies")
+    assert re.search(r"in two classes, so one is wrong: Grow/0\.\w+ and Shrink/of_grow_0\.\w+\n", told)
     told, _ = kinema("evaluate", tmp_path / "copies")
-    assert "1 of 4 test clips are copies" in told and re.search(r"such as Grow/4\.\w+, a copy of Grow/\d\.\w+;", told)
-    assert "1 of 4 test clips are copies" in (tmp_path / "copies" / "report.md").read_text()
-    assert json.loads((tmp_path / "copies" / "metrics.json").read_text())["baselines"]["majority"]["top1"] == 0.25
+    for text in (told, (tmp_path / "copies" / "report.md").read_text()):
+        assert "2 of 5 test clips are copies" in text and "1 of them were learned as another class" in text
+    with (tmp_path / "copies" / "predictions.csv").open() as stream:
+        copies = {row["clip"][:-4]: row["copy_of"][:-4] for row in csv.DictReader(stream) if row["copy_of"]}
+    assert copies == {"Grow/4": "Grow/3", "Shrink/of_grow_1": "Grow/1"}
+    assert json.loads((tmp_path / "copies" / "metrics.json").read_text())["baselines"]["majority"]["top1"] == 0.2
 
 
 def test_evaluation_tells_all_that_was_promised(trained):
