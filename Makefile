@@ -17,12 +17,16 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.done ## Make the environment .venv from the locked versions
+# An environment works only where it was made.
+ifneq ($(shell cat .venv/.done 2>/dev/null),$(CURDIR))
+.PHONY: .venv/.done
+endif
 .venv/.done: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Kinema needs Python 3.11 or later: make setup PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
-	@touch $@
+	@pwd -P > $@
 
 demo: setup demo-data ## Run the whole job on generated clips: extract, train, evaluate, predict
 	$(BIN)/kinema extract --config configs/demo.yaml
@@ -36,16 +40,16 @@ data/demo/splits/classInd.txt: | setup
 	$(BIN)/python scripts/make_demo_data.py data/demo --groups $(DEMO_GROUPS) --clips $(DEMO_CLIPS)
 
 extract: setup ## Compute the features of CONFIG's clips that are not cached yet
-	$(BIN)/kinema extract --config $(CONFIG) $(ARGS)
+	$(BIN)/kinema extract --config "$(CONFIG)" $(ARGS)
 
 train: setup ## Train CONFIG's head on cached features into data/runs/RUN
-	$(BIN)/kinema train --config $(CONFIG) --runs $(dir $(BUNDLE)) --run $(notdir $(BUNDLE)) $(ARGS)
+	$(BIN)/kinema train --config "$(CONFIG)" --runs "$$(dirname "$(BUNDLE)")" --run "$$(basename "$(BUNDLE)")" $(ARGS)
 
 evaluate: setup ## Measure RUN on its test split
-	$(BIN)/kinema evaluate $(BUNDLE) $(ARGS)
+	$(BIN)/kinema evaluate "$(BUNDLE)" $(ARGS)
 
 predict: setup ## Name the action in VIDEO with RUN
-	$(BIN)/kinema predict $(BUNDLE) $(VIDEO) $(ARGS)
+	$(BIN)/kinema predict "$(BUNDLE)" $(VIDEO) $(ARGS)
 
 # Each test process computes on one thread: with more, they wait for each other. Some tests only wait, so there is one
 # process more than two cores. What engines.py measures so is not for daily use, so the memory of it is apart.

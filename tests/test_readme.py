@@ -26,7 +26,9 @@ def test_the_commands_of_the_readme(tmp_path):
     for name in tracked.split():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, copy / name)
-    (copy / ".venv").symlink_to(REPOSITORY / ".venv")
+    (copy / ".venv").mkdir()
+    (copy / ".venv" / "bin").symlink_to(REPOSITORY / ".venv" / "bin")
+    (copy / ".venv" / ".done").write_text(f"{copy}\n")
     for file in (copy / "configs").iterdir():
         settings = yaml.safe_load(file.read_text()) | {"train": {"epochs": 3}, "sampling": {"frames": 4}}
         if file.name != "demo.yaml":  # Once is enough for W&B, which takes four seconds a start.
