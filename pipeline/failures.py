@@ -7,6 +7,7 @@ import functools
 import re
 import shlex
 from collections import defaultdict
+from typing import Any
 
 from pipeline.clip import Clip
 from pipeline.config import Config
@@ -19,7 +20,8 @@ from pipeline.workers import Failure, run_isolated
 
 
 def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
-    """Prints the clips that could not be read, grouped by reason; or what each decoder says of one clip.
+    """Prints the clips that could not be read, grouped by reason, and those that could in part; or what each decoder
+    says of one clip.
 
     Raises:
         ConfigError: the data set has no such clip.
@@ -31,26 +33,32 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
         _examine(clips[clip_id], config)
         return
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
-    lines = store.ledger.failures().items()
-    failures = {name: line for name, line in lines if name in clips and not store.find(clips[name])}
-    if not failures:
-        print(f"no failures among {len(clips)} clips")
-        return
+    headers = {name: store.find(clip) for name, clip in clips.items()}
+    lines = [line for name, line in store.ledger.failures().items() if name in clips and not headers[name]]
+    print(f"{len(lines)} of {len(clips)} clips could not be read" + (f", see {store.ledger.path}" if lines else ""))
+    _show_groups(lines, arguments)
+    partial = {name: header for name, header in headers.items() if header and header.frames < header.planned}
+    if partial:
+        print(f"\n{len(partial)} clips are partial: damage left fewer frames than planned")
+    for name, header in partial.items():
+        print(f"    {printable(name)}: {header.frames} of {header.planned}")
+
+
+def _show_groups(lines: list[dict[str, Any]], arguments: list[str]) -> None:
     groups = defaultdict(list)
-    for line in sorted(failures.values(), key=lambda line: line["clip"]):
+    for line in sorted(lines, key=lambda line: line["clip"]):
         groups[re.sub(r"\d+(\.\d+)?", "#", line["reason"])].append(line)
-    print(f"{len(failures)} of {len(clips)} clips could not be read, see {store.ledger.path}")
-    for kind, lines in sorted(groups.items(), key=lambda group: len(group[1]), reverse=True):
-        tried = max(line["attempt"] for line in lines)
-        last = max(line["time"] for line in lines)
-        alike = len({line["reason"] for line in lines}) == 1
-        reason = printable(lines[0]["reason"] if alike else kind)
-        print(f"\n{len(lines)} x {reason} (tried {tried} times at most, last {last})")
-        for line in lines[:3]:
-            print(f"    {printable(line['clip'])}" + ("" if alike else f": {printable(line['reason'])}"))
-        if len(lines) > 3:
-            print(f"    and {len(lines) - 3} more")
-        look = "kinema", "failures", *arguments, f"--clip={lines[0]['clip']}"  # An id may begin with a hyphen.
+    for kind, alike in sorted(groups.items(), key=lambda group: len(group[1]), reverse=True):
+        tried = max(line["attempt"] for line in alike)
+        last = max(line["time"] for line in alike)
+        same = len({line["reason"] for line in alike}) == 1
+        reason = printable(alike[0]["reason"] if same else kind)
+        print(f"\n{len(alike)} x {reason} (tried {tried} times at most, last {last})")
+        for line in alike[:3]:
+            print(f"    {printable(line['clip'])}" + ("" if same else f": {printable(line['reason'])}"))
+        if len(alike) > 3:
+            print(f"    and {len(alike) - 3} more")
+        look = "kinema", "failures", *arguments, f"--clip={alike[0]['clip']}"  # An id may begin with a hyphen.
         print(f"  look at one: {shlex.join(look)}")
 
 
