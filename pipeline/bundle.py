@@ -23,7 +23,7 @@ from pipeline.choose import Choice
 from pipeline.clip import Clip, Source
 from pipeline.config import Config
 from pipeline.entry import Header
-from pipeline.errors import ConfigError, KinemaError, first_line
+from pipeline.errors import ConfigError, KinemaError, first_line, some
 from pipeline.head import HEADS, Heads, Reduction, SequenceHead
 from pipeline.settings import build, to_yaml
 
@@ -102,7 +102,10 @@ class Bundle:
             KinemaError: the data set or its split is not the one of the training.
         """
         if classes != self.classes:
-            raise KinemaError(f"{self.folder}: the data set has other classes now than in training; train a new run")
+            changed = some(sorted({*classes} ^ {*self.classes})) or "in another order"
+            raise KinemaError(
+                f"{self.folder}: the data set has other classes now than in training: {changed}; train a new run"
+            )
         known = {row["group"] for row in self._trained_on()}
         seen = [clip.id for clip in clips if clip.group in known]
         if seen:

@@ -111,6 +111,12 @@ def _run(argv: list[str]) -> None:
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, dest="verb")
     for name, text in VERBS.items():
         verbs.add_parser(name, help=text, add_help=False)
+    top.add_argument("--version", action="store_true", help="show the version")
+    if argv == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"kinema {version('kinema')}")
+        return
     verb = top.parse_known_args(argv[:1])[0].verb
 
     if verb in ("extract", "predict") and "--help" not in argv:
@@ -151,7 +157,8 @@ def _run(argv: list[str]) -> None:
         parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="video files, such as folder/*")
         parser.add_argument("--json", action="store_true", help="print one JSON object per file")
         parser.add_argument("--top", type=_top, metavar="N", default=5, help="how many classes (default: 5)")
-    known = {name: setting for name, setting in flatten(Config).items() if name.startswith(OF_VERB.get(verb, ""))}
+    everywhere = flatten(Config)
+    known = {name: setting for name, setting in everywhere.items() if name.startswith(OF_VERB.get(verb, ""))}
     groups: dict[str, Any] = {"": parser.add_argument_group("settings")}
     for name, setting in known.items():
         section = name.rpartition(".")[0]
@@ -164,11 +171,13 @@ def _run(argv: list[str]) -> None:
         groups[section].add_argument(f"--{name}", metavar=metavar, default=argparse.SUPPRESS, help=help_text)
     canonical = {f"--{name.replace('_', '-')}": f"--{name}" for name in known}  # --max-missing is --max_missing.
     named = [argument.partition("=") for argument in argv[1:]]
-    args, unknown = parser.parse_known_args(
+    args, unknown = parser.parse_known_intermixed_args(
         [canonical.get(name, name) + equals + value for name, equals, value in named]
     )
     if unknown:
         option = unknown[0].split("=")[0]
+        if option.removeprefix("--").replace("-", "_") in everywhere:
+            raise ConfigError(f"command line: {option} has no effect on kinema {verb}, so it is not taken")
         raise ConfigError(
             f"command line: unknown argument '{option}'{nearest(option, [f'--{name}' for name in known])}"
         )

@@ -4,6 +4,7 @@ A group is what was cut from one source video. Clips of one group look alike, so
 split makes the accuracy a measure of memory. No layout gets around `check_leaks`.
 """
 
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
@@ -71,21 +72,29 @@ def check_leaks(clips: list[Clip]) -> None:
 
 
 def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
-    """Stops where a class has no clip to learn from; says which cannot be tested, and if there is one alone.
+    """Stops where a class has no clip to learn from; says which cannot be tested, which go by almost the same name, and
+    if there is one alone.
 
     `cut` says whether the test clips were chosen here.
     """
     if len(classes) == 1:
         print(f"there is one class alone, {printable(classes[0])}; is data.root the folder of all classes?")
+    alike = defaultdict(list)
+    for name in classes:
+        alike[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(repr(name))
+    if twins := [" and ".join(names) for names in alike.values() if len(names) > 1]:
+        print(f"classes by almost the same name: {some(twins)}; if they are one, rename the folder or the label")
     absent = {
         split: sorted({*classes} - {clip.label for clip in clips if clip.split == split}) for split in ("train", "test")
     }
+    groups = {name: len({clip.group for clip in clips if clip.label == name}) for name in classes}
+    counted = {split: [f"{name} (groups: {groups[name]})" for name in names] for split, names in absent.items()}
     remedy = "a class needs clips of three groups (recordings) or more"
     remedy += "; another --data.split_seed may cut better" if cut else ", in the splits that the data set brings"
     if absent["train"]:
-        raise KinemaError(f"no training clip of {some(absent['train'])} is left; {remedy}")
+        raise KinemaError(f"no training clip of {some(counted['train'])} is left; {remedy}")
     if absent["test"]:
-        print(f"the test split has no clip of {some(absent['test'], 8)}, so nothing is known of them; {remedy}")
+        print(f"the test split has no clip of {some(counted['test'], 8)}, so nothing is known of them; {remedy}")
 
 
 def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:

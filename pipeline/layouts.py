@@ -35,9 +35,9 @@ def read_clips(config: DataConfig) -> tuple[list[Clip], list[str], int | str]:
         KinemaError: a line of a list is wrong, or a file is missing.
     """
     if not config.root.is_dir():
-        raise ConfigError(f"data.root: no such folder: {config.root}")
+        raise ConfigError(f"data.root: no such folder: {config.root.absolute()}")
     if config.lists and not config.lists.exists():
-        raise ConfigError(f"data.lists: no such file or folder: {config.lists}")
+        raise ConfigError(f"data.lists: no such file or folder: {config.lists.absolute()}")
     layout = _layout_of(config.lists)
     readers = {"ucf101": _read_ucf101, "hmdb51": _read_hmdb51, "folder": _read_folder}
     readers |= {"csv": _read_csv, "kinetics": _read_kinetics}
@@ -232,6 +232,8 @@ def _rows(
                 )
             for row in reader:
                 where = f"{config.lists}:{reader.line_num}"
+                if not any(row[name] for name in reader.fieldnames):  # Spreadsheets leave such rows behind.
+                    continue
                 if None in row or None in row.values():
                     raise KinemaError(f"{where}: expected {len(reader.fieldnames)} columns")
                 row = {name: value.strip() for name, value in row.items()}
@@ -239,8 +241,10 @@ def _rows(
                     if not row[name]:
                         raise KinemaError(f"{where}: empty {name}")
                 yield where, row
-    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
-        raise KinemaError(f"{config.lists}: not a CSV file in UTF-8: {error}") from None
+    except UnicodeDecodeError:
+        raise KinemaError(f"{config.lists}: not in UTF-8; save it as CSV in UTF-8") from None
+    except (csv.Error, IsADirectoryError) as error:
+        raise KinemaError(f"{config.lists}: not a CSV file: {error}") from None
 
 
 def _segment(row: dict[str, str], where: str, start: str, end: str) -> tuple[float | None, float | None]:

@@ -61,7 +61,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
         if missing.total() > max_missing * len(headers):
             raise KinemaError(
                 f"{told}, more than --max-missing {max_missing:g} allows; "
-                "kinema failures with the same settings tells the reasons"
+                "kinema failures with the same settings names them: mend or remove these files, or allow more"
             )
         print(f"{told}, see {store.ledger.path}")
     partial = sum(header.frames < header.planned for header in found.values())

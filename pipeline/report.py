@@ -1,6 +1,7 @@
 """The report of a run: one page to read and its pictures."""
 
 import html
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
 matplotlib.rcParams["text.parse_math"] = False  # A class may be named `$5`.
@@ -116,11 +118,13 @@ def draw_confusions(path: Path, matrix_CC: np.ndarray, classes: list[str]) -> No
         ax=axes, cmap="Blues", xticks_rotation="vertical", include_values=len(classes) <= 20, values_format=".2f"
     )
     display.im_.set_clim(0, 1)
-    axes.set(xlabel="predicted", ylabel="true", title="share of each class")
+    for text, clips in zip(display.text_.flat if len(classes) <= 20 else [], matrix_CC.flat, strict=False):
+        text.set_visible(clips > 0)
+    axes.set(xlabel="predicted", ylabel="true (test clips)", title="share of each class")
+    axes.set_yticklabels([f"{name} ({clips})" for name, clips in zip(classes, matrix_CC.sum(1), strict=True)])
     if len(classes) > 40:
         axes.tick_params(labelsize=5)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_curves(path: Path, history: dict[str, Any]) -> None:
@@ -138,5 +142,10 @@ def draw_curves(path: Path, history: dict[str, Any]) -> None:
     right.set(xlabel="epoch", ylabel="validation top-1", ylim=(0, 1.02))
     left.legend()
     right.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # A class may be named by an emoji.
+        figure.savefig(path, dpi=120)
     plt.close(figure)

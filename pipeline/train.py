@@ -6,6 +6,7 @@ kinema train --config configs/ucf101.yaml --run ucf101
 import dataclasses
 import functools
 import hashlib
+import shlex
 import time
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def train(config: Config, run: str) -> None:
     for name in history:
         (bundle.folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)  # Another process had the same run.
     tracker.finish()
-    print(f"trained: {bundle.folder}; next: kinema evaluate {bundle.folder}")
+    print(f"trained: {bundle.folder}; next: {shlex.join(('kinema', 'evaluate', str(bundle.folder)))}")
 
 
 def _digest(settings: str, found: dict[str, dict[Clip, Header]]) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -38,6 +39,10 @@ def test_help_is_readable(verb, capsys):
     assert ("--head.hidden" in text) == (verb in ("extract", "train"))
 
 
+def test_the_version_is_told():
+    assert kinema("--version") == ("kinema 0.1.0\n", "")
+
+
 def test_wrong_arguments(tmp_path):
     fails(2, "did you mean '--head.hidden'?", "train", "--head.hiden", "3")
     fails(2, "head.hidden: input should be a valid integer", "train", "--head.hidden", "many")
@@ -50,9 +55,10 @@ def test_wrong_arguments(tmp_path):
     )
     fails(2, "data.split: input should be less than or equal to 3, got '4'", "train", "--data.split", "4")
     fails(2, "invalid choice: 'trian'", "trian")
-    fails(2, "no such folder: nowhere", "extract", "--data.root", "nowhere")
+    fails(2, f"no such folder: {Path.cwd()}/nowhere", "extract", "--data.root", "nowhere")
     fails(2, "no such run folder", "evaluate", tmp_path / "none")
-    fails(2, "device 'cuda:99' is not available", "extract", "--data.root", tmp_path, "--device", "cuda:99")
+    fails(2, "--train.seed has no effect on kinema evaluate", "evaluate", tmp_path / "none", "--train.seed", "3")
+    fails(2, "device 'cuda:99' cannot be used here", "extract", "--data.root", tmp_path, "--device", "cuda:99")
 
 
 def test_settings_may_be_written_in_several_ways(tmp_path, monkeypatch):
@@ -255,13 +261,16 @@ def test_failures_are_grouped_and_can_be_looked_at(tmp_path):
     for number in range(3):
         (tmp_path / "videos" / "Good" / f"text{number}.avi").write_text("This is not a video.")
     (tmp_path / "videos" / "Good" / "empty.avi").touch()
+    cut_off = write_video(tmp_path / "videos" / "Good" / "cut.avi", "mpeg4")
+    cut_off.write_bytes(cut_off.read_bytes()[: int(cut_off.stat().st_size * 0.8)])
     extract(tmp_path)
     (tmp_path / "c.yaml").write_text(
         f"data: {{root: {tmp_path / 'videos'}}}\nstore: {tmp_path / 'store'}\nsampling: {{frames: 2}}\n"
         f"backbone: {{model: test_efficientnet, weights: {tmp_path / 'cnn.safetensors'}}}\n"
     )
     out, _ = kinema("failures", "--config", tmp_path / "c.yaml")
-    assert "4 of 8 clips could not be read" in out and "3 x Invalid data" in out and "1 x empty file" in out
+    assert "1 clips are partial: damage left fewer frames than planned\n    Good/cut.avi: 1 of 2\n" in out
+    assert "4 of 9 clips could not be read" in out and "3 x Invalid data" in out and "1 x empty file" in out
     assert f"kinema failures --config {tmp_path / 'c.yaml'} --clip=Good/text0.avi" in out
     [ledger] = (tmp_path / "store").glob("*/failures.jsonl")
     lines = ledger.read_text().splitlines(keepends=True)
@@ -377,11 +386,17 @@ def test_nothing_readable_is_a_failure(tmp_path):
 def test_predict_answers_for_every_file(tmp_path, small_set, trained):
     good = next((small_set / "videos" / "Grow").iterdir())
     write_bad_clips(tmp_path)
-    files = [good, *(tmp_path / name for name in BAD_CLIPS), tmp_path / "none.mp4"]
+    cut_off = write_video(tmp_path / "cut off.avi", "mpeg4")
+    cut_off.write_bytes(cut_off.read_bytes()[: int(cut_off.stat().st_size * 0.85)])
+    files = [good, *(tmp_path / name for name in BAD_CLIPS), tmp_path / "none.mp4", cut_off]
     out, error = kinema("predict", trained, *files, "--json", "--top", "3", code=1)
     answers = {answer["path"]: answer for answer in map(json.loads, out.splitlines())}
     assert error.count("\n") == 6
     assert answers.keys() == {str(file) for file in files}
+    assert (answers[str(good)]["frames"], answers[str(good)]["planned"]) == (6, 6)
+    assert answers[str(cut_off)]["frames"] == 4
+    assert "cut off.avi (damaged: 4 of 6 frames)\n" in kinema("predict", trained, cut_off)[0]
+    fails(2, f"{tmp_path}: a folder; name the files in it, such as {tmp_path}/*", "predict", trained, tmp_path)
     top = answers[str(good)]["top"]
     assert (
         len(top) == 3 and 0 < top[0]["probability"] <= 1 and top[0]["label"] in ("Grow", "Shrink", "Appear", "Vanish")

@@ -36,6 +36,14 @@ def test_a_file_in_two_splits_stops_the_run(tmp_path):
         load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
 
 
+def test_classes_by_almost_the_same_name_are_told(tmp_path, capsys):
+    """As copies from a Mac have them, whose file names write an umlaut as two characters."""
+    names = ["R\u00fcck", "Ru\u0308ck", "smash", "Smash", "smash hit"]
+    touch(tmp_path, *(f"{label}/{number}.mp4" for label in names for number in range(4)))
+    assert len(load_dataset(DataConfig(root=tmp_path)).classes) == 5
+    assert "almost the same name: 'Ru\u0308ck' and 'R\u00fcck', 'Smash' and 'smash';" in capsys.readouterr().out
+
+
 def test_parts_of_one_file_are_one_group(tmp_path):
     names = [f"{number}.mp4" for number in range(12)]
     touch(tmp_path / "videos", *names)
@@ -71,11 +79,11 @@ def test_too_few_groups_are_counted(tmp_path):
 def test_classes_that_cannot_be_learned_or_tested_are_named(tmp_path, capsys):
     rows = [("path", "label", "split"), ("0.mp4", "a", "train"), ("1.mp4", "a", "train"), ("2.mp4", "b", "test")]
     touch(tmp_path, *(f"{number}.mp4" for number in range(6)))
-    with pytest.raises(KinemaError, match="no training clip of b is left"):
+    with pytest.raises(KinemaError, match=r"no training clip of b \(groups: 1\) is left"):
         load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
     rows += [("3.mp4", "c", "train"), ("4.mp4", "b", "train"), ("5.mp4", "c", "train")]
     load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
-    assert "the test split has no clip of a, c" in capsys.readouterr().out
+    assert "the test split has no clip of a (groups: 2), c (groups: 2), so nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -174,10 +174,16 @@ def test_wrong_csv_rows_are_named(tmp_path, header, row, message):
 def test_blanks_and_capitals_in_a_csv_mean_nothing(tmp_path):
     touch(tmp_path, *(f"{number}.mp4" for number in range(12)))
     lines = [f"{number}.mp4, run ,session {number % 4}{' ' * (number % 3)}" for number in range(12)]
-    (tmp_path / "list.csv").write_text("Path , label,Group\n" + "\n".join(lines) + "\n")
+    (tmp_path / "list.csv").write_text("Path , label,Group\n" + "\n".join(lines) + "\n,,\n")
     dataset = load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "list.csv"))
     assert {clip.group for clip in dataset.clips} == {f"session {number}" for number in range(4)}
     assert dataset.classes == ["run"]
+
+
+def test_a_csv_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\nx.mp4,Rückhand\n", encoding="latin-1")
+    with pytest.raises(KinemaError, match="list.csv: not in UTF-8; save it as CSV in UTF-8"):
+        load_dataset(DataConfig(root=tmp_path, lists=tmp_path / "list.csv"))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../secret.mp4"])

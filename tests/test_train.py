@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pipeline.predict import Predictor
 from pipeline.workers import Failure
 
-from conftest import REPOSITORY, kinema
+from conftest import REPOSITORY, kinema, touch, write_csv
 
 
 def start(*arguments):
@@ -108,6 +108,14 @@ def test_evaluation_refuses_clips_of_groups_trained_on(trained):
     assert "16 of 16 test clips are of groups that it was trained on" in error and error.count("\n") == 1
 
 
+def test_evaluation_refuses_other_classes(trained, tmp_path):
+    touch(tmp_path, *(f"{number}.mp4" for number in range(6)))
+    rows = [(f"{number}.mp4", label) for number, label in enumerate(["Grow", "Fly"] * 3)]
+    lists = write_csv(tmp_path / "clips.csv", ("path", "label"), *rows)
+    _, error = kinema("evaluate", trained, "--data.root", tmp_path, "--data.lists", lists, code=1)
+    assert "other classes now than in training: Appear, Blur, Close and 5 more; train a new run" in error
+
+
 def test_copies_of_trained_clips_are_told_and_the_majority_is_of_training(small_set, tmp_path):
     """Clips by other names, of other groups as far as anybody has said; one class is larger in training, another in
     the test."""
@@ -170,8 +178,9 @@ def test_prediction_gives_the_logits_of_evaluation(small_set, trained, tmp_path)
     answers = list(Predictor(bundle)(asked))
     assert [path for path, _ in answers] == asked and len(rows) == 16
     assert answers.pop(9)[1] == Failure("No such file or directory", "file")
-    for path, logits in answers:
-        np.testing.assert_allclose(logits.numpy(), json.loads(videos[path]["logits"]), atol=1e-3)
+    for path, answer in answers:
+        assert answer.frames == answer.planned == 6
+        np.testing.assert_allclose(answer.logits.numpy(), json.loads(videos[path]["logits"]), atol=1e-3)
 
 
 def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set, extracted, tmp_path):
@@ -191,8 +200,8 @@ def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set
     assert "2 heads of different seeds answer together; each alone has a top-1 of" in told
     with (bundle / "predictions.csv").open() as stream:
         row = next(csv.DictReader(stream))
-    [(_, logits)] = Predictor(str(bundle))([f"{small_set}/videos/{row['clip']}"])
-    np.testing.assert_allclose(logits.numpy(), json.loads(row["logits"]), atol=1e-3)
+    [(_, answer)] = Predictor(str(bundle))(f"{small_set}/videos/{row['clip']}")
+    np.testing.assert_allclose(answer.logits.numpy(), json.loads(row["logits"]), atol=1e-3)
 
 
 def test_heads_that_are_trained_once(settings_of_small_set, extracted, tmp_path):
