@@ -83,7 +83,10 @@ def verify_store(root: Path, deep: bool, mend: bool) -> None:
     if unmended := beyond if mend else found.total():
         advice = [] if mend or unmended == beyond else ["verify --mend mends all but orphans and unreadable ones"]
         if found["orphan"]:
-            advice.append("where videos have moved, kinema extract finds them again; prune --orphans removes the rest")
+            advice.append(
+                "where data.root has moved, kinema extract finds its videos again; prune --orphans removes the rest, "
+                "such as those of renamed videos"
+            )
         raise KinemaError("; ".join([f"{root}: {unmended} entries are not right", *advice]))
 
 
