@@ -27,7 +27,8 @@ def test_the_commands_of_the_readme(tmp_path):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, copy / name)
     (copy / ".venv").mkdir()
-    (copy / ".venv" / "bin").symlink_to(REPOSITORY / ".venv" / "bin")
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (copy / ".venv" / part).symlink_to(REPOSITORY / ".venv" / part)
     (copy / ".venv" / ".done").write_text(f"{copy}\n")
     for file in (copy / "configs").iterdir():
         settings = yaml.safe_load(file.read_text()) | {"train": {"epochs": 3}, "sampling": {"frames": 4}}
