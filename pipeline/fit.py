@@ -92,13 +92,11 @@ def fit(
         prior_C: torch.Tensor,
     ) -> torch.Tensor:
         logits = functional_call(skeleton, weights, (parts_BPK,))  # [paths,B,C]
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1) + prior_C,
-            labels_B.repeat(len(logits)),
-            weights_C,
-            reduction="none",  # Its mean would divide by the weights of the batch, and so undo them in small ones.
-            label_smoothing=config.label_smoothing,
-        )
+        is_label_BC = labels_B[:, None] == torch.arange(clips.classes, device=device)
+        # PyTorch would smooth towards rare classes: it weighs each target by its own class, not by the clip's, and
+        # knows no prior. It would also divide by the weights of the batch, and so undo them in small ones.
+        smoothed_BC = torch.lerp(is_label_BC.float(), prior_C.softmax(-1), config.label_smoothing)
+        losses = -(smoothed_BC * (logits + prior_C).log_softmax(-1)).sum(-1) * weights_C[labels_B]
         return losses.mean()
 
     def gradients(parts_HBPK: torch.Tensor, labels_HB: torch.Tensor) -> tuple[list[torch.Tensor], ...]:

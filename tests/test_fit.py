@@ -20,15 +20,16 @@ def train(kind, config, clips, learns, checkpoint=None, device=CPU, log=lambda r
     return heads.cpu(), history
 
 
+@pytest.mark.parametrize("smoothing", [0, 0.1])
 @pytest.mark.parametrize(
-    ("imbalance", "expected"), [("none", 0.75), ("weights", 0.5), ("sampling", 0.5), ("softmax", 0.5)]
+    ("imbalance", "expected"), [("none", 0.95), ("weights", 0.5), ("sampling", 0.5), ("softmax", 0.5)]
 )
-def test_uneven_classes(imbalance, expected):
-    """From features that tell nothing, only the plain loss learns that three of four clips are of class 0."""
-    clips = ClipSet(torch.zeros(40, 1, 4), (torch.arange(40) >= 30).long(), 3)
-    config = TrainConfig(epochs=100, learning_rate=0.05, label_smoothing=0, weight_decay=0, imbalance=imbalance)
+def test_uneven_classes(imbalance, expected, smoothing):
+    """From features that tell nothing, only the plain loss learns that nearly all clips are of class 0."""
+    clips = ClipSet(torch.zeros(40, 1, 4), (torch.arange(40) >= 38).long(), 2)
+    config = TrainConfig(epochs=100, learning_rate=0.05, label_smoothing=smoothing, weight_decay=0, imbalance=imbalance)
     heads, _ = train("mean", config, clips, torch.ones(1, 40, dtype=torch.bool))
-    assert heads(clips.parts_NPK)[0, 0, :2].softmax(0)[0].item() == pytest.approx(expected, abs=0.04)
+    assert heads(clips.parts_NPK)[0, 0].softmax(0)[0].item() == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
