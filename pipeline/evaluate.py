@@ -58,7 +58,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
 
     each = {kind: classify(some, test.parts_NPK, device).numpy() for kind, some in heads.items()}  # [heads,N,C]
     logits = {kind: logits_HNC.mean(0) for kind, logits_HNC in each.items()}
-    counts = Counter(clip.label for clip in dataset.of("train"))
+    counts = Counter(clip.label for clip in dataset.of("train") + dataset.of("val"))
     train_counts_C = np.array([counts[name] for name in dataset.classes])
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 
