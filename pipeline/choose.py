@@ -1,17 +1,19 @@
 """Settings chosen by cross-validation inside the training split; validation and test clips are not looked at.
 
-Whole groups are held out in turn, and all folds train side by side, on components of the whole split (which know no
-labels), with the default fusion weights of a head's paths. A value is taken if it lowers the loss on the clips held out
-by more than twice the standard error of the difference, clip by clip, over groups: of so many tries, one would pass by
-chance otherwise.
+Whole groups are held out in turn, the components are those of the clips that are learned from, and a head's paths have
+their default fusion weights. A value is taken if it lowers the loss on the clips held out by more than chance would.
+The difference is measured clip by clip and its error over groups; where no value makes one, in one of forty choices a
+value would be taken (Student's t, Bonferroni).
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import t
 from torch.nn.functional import cross_entropy
 
 from pipeline.config import Config
@@ -46,29 +48,37 @@ class _Score(NamedTuple):
     right_N: np.ndarray
 
 
-def choose(config: Config, clips: ClipSet, groups: list[str], device: torch.device) -> Choice:
+def choose(
+    config: Config, load: Callable[[torch.Tensor], ClipSet], labels: list[str], groups: list[str], device: torch.device
+) -> Choice:
     """Tries `CANDIDATES`.
 
     Args:
         config: where to start from.
-        clips: those of the training split.
+        load: given which clips of the training split are learned from, bool [N], returns all, in components of those.
+        labels: the class of each clip.
         groups: the group of each.
         device: where to train.
 
     Raises:
         KinemaError: there are too few groups.
     """
-    learns_FN = ~torch.from_numpy(group_folds(clips.labels_N.tolist(), groups, FOLDS, seed=0))
+    learns_FN = ~torch.from_numpy(group_folds(labels, groups, FOLDS, seed=0))
+    folds = [(load(learns_N), learns_N) for learns_N in learns_FN]
     values = [(name, value) for name, values in CANDIDATES.items() for value in values]
+    least = t.ppf(1 - 0.025 / len(values), len(set(groups)) - 1)  # Errors by which a value must be better.
     chosen: dict[str, Any] = {}
-    with progress("try settings", (1 + len(values)) * config.train.epochs, "epochs") as bar:
+    with progress("try settings", (1 + len(values)) * len(folds) * config.train.epochs, "epochs") as bar:
 
         def score(config: Config) -> _Score:
-            heads, _ = fit(config.head, config.train, clips, learns_FN, device, lambda _: bar.update())
-            held_out_by_N = learns_FN.int().argmin(0)
-            logits_NC = classify(heads, clips.parts_NPK, device)[held_out_by_N, torch.arange(len(groups))]
-            losses_N = cross_entropy(logits_NC, clips.labels_N, reduction="none")
-            return _Score(losses_N.numpy(), (logits_NC.argmax(1) == clips.labels_N).numpy())
+            losses_N, right_N = np.empty(len(groups), np.float32), np.empty(len(groups), bool)
+            for clips, learns_N in folds:
+                heads, _ = fit(config.head, config.train, clips, learns_N[None], device, lambda _: bar.update())
+                held_out = clips.where(~learns_N)
+                logits_NC = classify(heads, held_out.parts_NPK, device)[0]
+                losses_N[~learns_N] = cross_entropy(logits_NC, held_out.labels_N, reduction="none")
+                right_N[~learns_N] = logits_NC.argmax(1) == held_out.labels_N
+            return _Score(losses_N, right_N)
 
         best = score(config)
         tried = [f"as set: loss {best.losses_N.mean():.3f}, top-1 {best.right_N.mean():.3f}"]
@@ -76,18 +86,18 @@ def choose(config: Config, clips: ClipSet, groups: list[str], device: torch.devi
             candidate = with_settings(config, {name: value})
             has_sequence = issubclass(HEADS[config.head.kind], SequenceHead)
             if candidate == config or not has_sequence and name in ("head.sequence_components", "head.dropout"):
-                bar.total -= config.train.epochs
+                bar.total -= len(folds) * config.train.epochs
                 continue
             scored = score(candidate)
             lower, error = _difference(best.losses_N - scored.losses_N, groups)
             line = f"{name} {value}: loss {scored.losses_N.mean():.3f} ({-lower:+.3f} ± {error:.3f})"
-            better = lower > 2 * error
+            better = lower > least * error
             tried.append(f"{line}, top-1 {scored.right_N.mean():.3f}{', taken' if better else ''}")
             if better:
                 chosen[name] = value
                 config, best = candidate, scored
     if not chosen:
-        tried.append("kept as set: no value is better by two standard errors")
+        tried.append(f"kept as set: no value is better by {least:.1f} standard errors")
     return Choice(chosen, tried)
 
 
@@ -104,4 +114,5 @@ def _difference(values_N: np.ndarray, groups: list[str]) -> tuple[float, float]:
     """Returns the mean of per-clip values, and its standard error with the groups as independent."""
     _, group_N = np.unique(groups, return_inverse=True)
     sums_G = np.bincount(group_N, values_N - values_N.mean())
-    return float(values_N.mean()), math.sqrt((sums_G**2).sum()) / len(values_N)
+    unbiased = len(sums_G) / (len(sums_G) - 1)
+    return float(values_N.mean()), math.sqrt(unbiased * (sums_G**2).sum()) / len(values_N)

@@ -77,7 +77,13 @@ def train(config: Config, run: str) -> None:
     if config.train.auto:
         choice = bundle.choice(identity)
         if not choice:
-            choice = choose(config, clips.where(is_train_N), [clip.group for clip in found["train"]], device)
+            tried_on = [*found["train"]]
+
+            def load(learns_N: torch.Tensor) -> ClipSet:
+                return load_reduced(config, store, tried_on, dataset.classes, learns_N)[1]
+
+            labels, groups = [clip.label for clip in tried_on], [clip.group for clip in tried_on]
+            choice = choose(config, load, labels, groups, device)
             bundle.keep_choice(identity, config, choice)
         print("tried on groups of the training split, held out in turn:", *choice.tried, sep="\n  ")
         config = with_settings(config, choice.chosen)
