@@ -96,7 +96,7 @@ class Bundle:
             shutil.copyfile(backbone_file, self.backbone_file)
 
     def require_unseen(self, classes: list[str], clips: list[Clip]) -> None:
-        """Checks that test clips are of the run's classes and of groups that it did not learn from.
+        """Checks that test clips are of the run's classes, and neither they nor others of their groups learned from.
 
         Raises:
             KinemaError: the data set or its split is not the one of the training.
@@ -106,13 +106,14 @@ class Bundle:
             raise KinemaError(
                 f"{self.folder}: the data set has other classes now than in training: {changed}; train a new run"
             )
-        known = {row["group"] for row in self._trained_on()}
-        seen = [clip.id for clip in clips if clip.group in known]
+        trained_on = self._trained_on()
+        groups, names = ({row[column] for row in trained_on} for column in ("group", "clip"))
+        seen = [clip.id for clip in clips if clip.group in groups or clip.id in names]
         if seen:
             raise KinemaError(
-                f"{self.folder}: {len(seen)} of {len(clips)} test clips are of groups that it was trained on, such as "
-                f"{seen[0]}: the data set or its split has changed since; train a new run (a column `split` in a CSV "
-                "file keeps the split as clips come and go)"
+                f"{self.folder}: {len(seen)} of {len(clips)} test clips, or others of their groups, were trained on, "
+                f"such as {seen[0]}: the data set or its split has changed since; train a new run (a column `split` in "
+                "a CSV file keeps the split as clips come and go)"
             )
 
     def copies(self, clips: dict[Clip, Header]) -> dict[str, str]:

@@ -99,14 +99,15 @@ def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
 
 def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
     """Chooses one in round(1 / fraction) of the clips, whole groups, with the classes in proportion; where groups are
-    few, so that the fewest classes are missing from what is left, and then from what is held out.
+    few or of uneven size, so that the fewest classes are missing from what is left, and then from what is held out, and
+    no more than half of the clips are.
 
     Returns:
         bool [len(clips)], True for those held out.
     """
     labels_N = np.array([clip.label for clip in clips])
     folds = group_folds(labels_N.tolist(), [clip.group for clip in clips], round(1 / fraction), seed)
-    return max(folds, key=lambda held_N: (len({*labels_N[~held_N]}), len({*labels_N[held_N]})))
+    return max(folds, key=lambda held_N: (len({*labels_N[~held_N]}), len({*labels_N[held_N]}), held_N.mean() <= 0.5))
 
 
 def group_folds(labels: list[Any], groups: list[str], most: int, seed: int) -> np.ndarray:
