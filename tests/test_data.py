@@ -94,6 +94,13 @@ def test_what_is_held_out_has_all_classes_if_it_can(seed):
     assert {clip.label for clip, is_held in zip(clips, held, strict=True) if is_held} == {"a", "b"}
 
 
+def test_no_more_than_half_is_held_out_if_a_group_is_large():
+    groups = ["large"] * 70 + [str(number // 3) for number in range(30)]
+    clips = [Clip(id=str(n), path=Path(str(n)), label="abc"[n % 3], group=group) for n, group in enumerate(groups)]
+    for seed in range(5):
+        assert 0 < hold_out(clips, 0.25, seed).sum() <= 50
+
+
 groups_and_labels = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc")), min_size=8, max_size=120).filter(
     lambda pairs: len({group for group, _ in pairs}) > 1
 )

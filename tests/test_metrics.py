@@ -21,6 +21,17 @@ def test_measures_of_a_known_case():
     }  # fmt: skip
 
 
+def test_classes_that_are_not_tested_have_no_say():
+    measured = measure(np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 1, 1]), list("abcd"))
+    assert np.isclose(measured["mean_class"], (1 + 1 / 3) / 2) and np.isclose(measured["macro_f1"], (1 + 1 / 2) / 2)
+
+
+def test_intervals_of_few_groups_hold_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    intervals = [group_interval(rng.normal(size=7), list("abcdefg")) for _ in range(400)]
+    assert 0.93 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.97
+
+
 def test_the_interval_is_over_groups_not_clips():
     """Twenty copies of each clip are no more evidence than one, if the copies are of one group."""
     values = np.array([1, 0, 1, 1, 0, 1, 0, 1, 1, 1], float)

@@ -108,6 +108,16 @@ def test_evaluation_refuses_clips_of_groups_trained_on(trained):
     assert "16 of 16 test clips, or others of their groups, were trained on" in error and error.count("\n") == 1
 
 
+def test_evaluation_refuses_clips_trained_on_under_another_group(small_set, trained, tmp_path):
+    with (trained / "trained_on.csv").open() as stream:
+        learned = {row["clip"] for row in csv.DictReader(stream)}
+    names = [path.relative_to(small_set / "videos").as_posix() for path in (small_set / "videos").glob("*/*")]
+    rows = [(name, name.split("/")[0], f"new {name}", "test" if name in learned else "train") for name in names]
+    lists = write_csv(tmp_path / "clips.csv", ("path", "label", "group", "split"), *rows)
+    _, error = kinema("evaluate", trained, "--data.lists", lists, code=1)
+    assert "32 of 32 test clips, or others of their groups, were trained on" in error
+
+
 def test_evaluation_refuses_other_classes(trained, tmp_path):
     touch(tmp_path, *(f"{number}.mp4" for number in range(6)))
     rows = [(f"{number}.mp4", label) for number, label in enumerate(["Grow", "Fly"] * 3)]
