@@ -146,7 +146,7 @@ class Config:
     runs: Path = Path("data/runs")
     """The folder of the run bundles."""
     max_missing: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of a split's clips that may be without features, because they could not be read, before a job stops."""
+    """Share of a split's clips, rounded up, that may be without features, because they could not be read."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one."""
     # YAML 1.1 reads a bare `off` as false.

@@ -1,6 +1,7 @@
 """Stored features -> clips in memory, as the heads see them."""
 
 import itertools
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
         store: where the features are.
         dataset: all clips.
         split: which of them.
-        max_missing: share of the split that may be missing.
+        max_missing: share of the split that may be missing, rounded up.
 
     Raises:
         KinemaError: features were never computed, or are of another state of the file; or too many clips could not be
@@ -58,9 +59,9 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
         missing = Counter(clip.label for clip in headers if clip not in found)
         by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
         told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
-        if missing.total() > max_missing * len(headers):
+        if missing.total() > (allowed := math.ceil(max_missing * len(headers))):
             raise KinemaError(
-                f"{told}, more than --max-missing {max_missing:g} allows; "
+                f"{told}, and --max-missing {max_missing:g} allows {allowed}; "
                 "kinema failures with the same settings names them: mend or remove these files, or allow more"
             )
         print(f"{told}, see {store.ledger.path}")

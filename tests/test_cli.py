@@ -293,7 +293,7 @@ def test_too_many_missing_clips_stop_training(tmp_path):
     extract(tmp_path)
     settings = [*quick(tmp_path), "--run", "few", "--train.epochs", 1]
     _, error = kinema("train", *settings, code=1)
-    assert "could not be read (Bad" in error and "more than --max-missing 0.05 allows" in error
+    assert "could not be read (Bad" in error and "and --max-missing 0.05 allows 2;" in error
     assert "could not be read (Bad" in kinema("train", *settings, "--max-missing", 0.5)[0]
 
 

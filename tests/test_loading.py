@@ -4,11 +4,13 @@ import torch
 
 from pipeline.clip import Clip, Source
 from pipeline.config import Config, HeadConfig, SamplingConfig
+from pipeline.data import Dataset
 from pipeline.entry import ClipFeatures, entry_path
 from pipeline.errors import KinemaError
 from pipeline.head import Reduction
-from pipeline.loading import load_clips, load_reduced, read_features
+from pipeline.loading import find_clips, load_clips, load_reduced, read_features
 from pipeline.store import FeatureStore
+from pipeline.workers import Failure
 
 
 @pytest.fixture
@@ -34,6 +36,21 @@ def test_clips_in_memory_are_the_pyramids_of_their_features(store, tmp_path):
     assert loaded.labels_N.tolist() == [number % 2 for number in range(300)] and loaded.classes == 2
     for number in (0, 255, 256, 299):
         torch.testing.assert_close(loaded.parts_NPK[number], reduction(*read_features(store, [clips[number]]))[0])
+
+
+def test_as_many_clips_may_be_missing_as_their_share_rounded_up(store, tmp_path, capsys):
+    clips = [write(store, tmp_path, number, number) for number in range(9)]
+    for clip in clips[:2]:
+        entry_path(store.folder, clip.id).unlink()
+        store.record_failure(clip, Failure("empty file"))
+    dataset = Dataset(clips, ["a", "b"], "given")
+    assert [*find_clips(store, dataset, "train", 0.2)] == clips[2:]
+    assert "train: 2 of 9 clips could not be read (a 1, b 1)" in capsys.readouterr().out
+    with pytest.raises(KinemaError, match=r"--max-missing 0\.05 allows 1; kinema failures .* names them"):
+        find_clips(store, dataset, "train", 0.05)
+    assert len(find_clips(store, Dataset(clips[1:], ["a", "b"], "given"), "train", 0.05)) == 7
+    with pytest.raises(KinemaError, match="--max-missing 0 allows 0"):
+        find_clips(store, Dataset(clips[1:], ["a", "b"], "given"), "train", 0)
 
 
 def test_all_damaged_entries_are_found_at_once(store, tmp_path):
