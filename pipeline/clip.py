@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,11 @@ class Clip:
     split: str = ""
     start: float | None = None
     end: float | None = None
+
+
+def part_of(clip_id: str) -> str:
+    """Returns the `@start-end` of a clip's id; nothing where the whole file is meant."""
+    return re.search(r"(@[\d.]+-[\d.]*)?$", clip_id)[0]
 
 
 @dataclass(frozen=True)

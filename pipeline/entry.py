@@ -30,8 +30,10 @@ class ClipFeatures(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What an entry tells without its numbers: how many frames it holds, of how many planned, and of which file."""
+    """What an entry tells without its numbers: the id of its clip, how many frames it holds, of how many planned, and
+    of which file."""
 
+    clip: str
     frames: int
     planned: int
     source: Source
@@ -84,7 +86,8 @@ def read_header(path: Path) -> Header:
     """
     with _opened(path) as file:
         about = _about(file, path)
-        return Header(file.get_slice("indices").get_shape()[0], about["planned"], about["source"])
+        frames = file.get_slice("indices").get_shape()[0]
+        return Header(about["clip"], frames, about["planned"], about["source"])
 
 
 @contextmanager

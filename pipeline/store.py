@@ -7,17 +7,19 @@ resuming, many writers and a kill at any moment safe. Its checksum tells what a 
 """
 
 import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
 import time
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import abandoned, moved_into_place
-from pipeline.clip import Clip, Source
+from pipeline.clip import Clip, Source, part_of
 from pipeline.config import BackboneConfig, SamplingConfig
 from pipeline.entry import ClipFeatures, DamagedEntry, Header, decode_entry, encode_entry, entry_path, read_header
 from pipeline.errors import ConfigError, KinemaError
@@ -170,18 +172,22 @@ class FeatureStore:
         )
 
     def renew(self, clip: Clip) -> bool:
-        """Notes the new time and place of a file that was touched, copied or moved; False if its content is another."""
+        """Finds the features of a file that was touched, copied, moved or renamed, and notes its new time and place;
+        False if there are none of its content."""
         try:
-            _, entry, engine = decode_entry(entry_path(self.folder, clip.id))
-            if entry.source.size != clip.path.stat().st_size or len(entry.indices) < self.partial * entry.planned:
-                return False
-            now = Source.of(clip.path)
-        except (OSError, DamagedEntry):
-            return False
-        if now.sha256 != entry.source.sha256:
-            return False
-        self.write(clip, entry._replace(source=now), engine)
-        return True
+            size = clip.path.stat().st_size
+            for path in (entry_path(self.folder, clip.id), *self._left_behind[size, part_of(clip.id)]):
+                with suppress(FileNotFoundError, DamagedEntry):
+                    _, entry, engine = decode_entry(path)
+                    if entry.source.size != size or len(entry.indices) < self.partial * entry.planned:
+                        continue
+                    now = Source.of(clip.path)
+                    if now.sha256 == entry.source.sha256:
+                        self.write(clip, entry._replace(source=now), engine)
+                        return True
+        except OSError:
+            pass
+        return False
 
     def record_failure(self, clip: Clip, failure: Failure) -> None:
         """Notes a clip that could not be read in the ledger.
@@ -193,6 +199,17 @@ class FeatureStore:
             self.ledger.record(clip, failure)
         except OSError as error:
             raise self._refusal(self.ledger.path, error) from None
+
+    @functools.cached_property
+    def _left_behind(self) -> dict[tuple[int, str], list[Path]]:
+        """The entries whose file is gone, perhaps to another name, by its size and the part of it that is meant."""
+        found = defaultdict(list)
+        for path in self.folder.glob("??/[!.]*.safetensors"):
+            with suppress(OSError, DamagedEntry):
+                header = read_header(path)
+                if not os.path.exists(header.source.path):
+                    found[header.source.size, part_of(header.clip)].append(path)
+        return found
 
     def _refusal(self, path: Path, error: OSError, needed: int = 0) -> KinemaError:
         reason = error.strerror or str(error)

@@ -84,8 +84,8 @@ def verify_store(root: Path, deep: bool, mend: bool) -> None:
         advice = [] if mend or unmended == beyond else ["verify --mend mends all but orphans and unreadable ones"]
         if found["orphan"]:
             advice.append(
-                "where data.root has moved, kinema extract finds its videos again; prune --orphans removes the rest, "
-                "such as those of renamed videos"
+                "where videos were moved or renamed, kinema extract takes them over; then prune --orphans removes the "
+                "rest"
             )
         raise KinemaError("; ".join([f"{root}: {unmended} entries are not right", *advice]))
 

@@ -227,7 +227,7 @@ def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     assert all(f"1 {kind}" in out for kind in ("damaged", "touched", "outdated", "orphan"))
     assert error.splitlines()[-1].startswith("kinema: ") and "4 entries are not right" in error
     _, error = kinema("store", "verify", "--mend", *store, code=1)
-    assert "1 entries are not right; where data.root has moved, kinema extract finds its videos again" in error
+    assert "1 entries are not right; where videos were moved or renamed, kinema extract takes them over" in error
     assert "removed 1 entries" in kinema("store", "prune", "--orphans", *store)[0]
     assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
     assert "2 done, 1 skipped, 0 failed" in extract(tmp_path)[0] and len(clips) == 4

@@ -226,6 +226,29 @@ def test_a_touched_source_is_renewed_and_a_changed_one_is_not(store, tmp_path, c
     assert store.find(twin) is None and not store.renew(twin)
 
 
+def test_a_renamed_source_keeps_its_features(tmp_path, backbone, clip):
+    """Each part of it its own; a file that is still there under its old name is another clip's."""
+    old, new = tmp_path / "Run" / "a.mp4", tmp_path / "Jog" / "b.mp4"
+    for path in (old, new):
+        path.parent.mkdir()
+    old.write_bytes(clip.path.read_bytes())
+    before = [dataclasses.replace(clip, path=old, id=f"Run/a.mp4{part}") for part in ("", "@0-1.0", "@0-")]
+    after = [dataclasses.replace(clip, path=new, id=f"Jog/b.mp4{part}") for part in ("", "@0-1.0", "@0-", "@0-2.0")]
+    store = FeatureStore.prepare(tmp_path / "store", backbone, SamplingConfig(), 0.5)
+    for seed, part in enumerate(before):
+        store.write(part, make_entry(part, seed=seed), ENGINE)
+    new.write_bytes(old.read_bytes())
+    assert not store.renew(after[0])
+    old.unlink()
+    store = FeatureStore.prepare(tmp_path / "store", backbone, SamplingConfig(), 0.5)
+    assert [store.renew(part) for part in after] == [True, True, True, False]
+    for seed, part in enumerate(after[:3]):
+        assert store.find(part) and np.array_equal(store.read(part).features, make_entry(part, seed=seed).features)
+    new.write_bytes(new.read_bytes()[:-1] + b"x")
+    other = dataclasses.replace(after[0], id="Jog/c.mp4")
+    assert not store.renew(other)
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path, backbone, store):
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
