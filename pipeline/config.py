@@ -122,7 +122,7 @@ class TrainConfig:
     weight_decay: NonNegativeFloat = 0.05
     """Decoupled weight decay."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target spread evenly over all classes."""
+    """Share of the target spread over all classes, evenly, or by their frequency where `imbalance` is softmax."""
     clip_grad: PositiveFloat = 5.0
     """Largest gradient norm."""
     imbalance: Literal["none", "weights", "sampling", "softmax"] = "none"
