@@ -23,6 +23,7 @@ ifneq ($(shell cat .venv/.done 2>/dev/null),$(CURDIR))
 endif
 .venv/.done: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Kinema needs Python 3.11 or later: make setup PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@rm -f .venv 2>/dev/null || true # A link, whose environment is another folder's.
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
@@ -54,7 +55,7 @@ predict: setup ## Name the action in VIDEO with RUN
 # Each test process computes on one thread: with more, they wait for each other. Some tests only wait, so there is one
 # process more than two cores. What engines.py measures so is not for daily use, so the memory of it is apart.
 test: setup ## Run the tests
-	OMP_NUM_THREADS=1 XDG_CACHE_HOME=$(CURDIR)/.pytest_cache/home $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 XDG_CACHE_HOME="$(CURDIR)/.pytest_cache/home" $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style
 	$(BIN)/ruff check .

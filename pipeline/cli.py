@@ -176,7 +176,7 @@ def _run(argv: list[str]) -> None:
     )
     if unknown:
         option = unknown[0].split("=")[0]
-        if option.removeprefix("--").replace("-", "_") in everywhere:
+        if option.startswith("--") and option[2:].replace("-", "_") in everywhere:
             raise ConfigError(f"command line: {option} has no effect on kinema {verb}, so it is not taken")
         raise ConfigError(
             f"command line: unknown argument '{option}'{nearest(option, [f'--{name}' for name in known])}"

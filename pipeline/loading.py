@@ -59,7 +59,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
         missing = Counter(clip.label for clip in headers if clip not in found)
         by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
         told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
-        if missing.total() > (allowed := math.ceil(max_missing * len(headers))):
+        if missing.total() > (allowed := math.ceil(round(max_missing * len(headers), 6))):
             raise KinemaError(
                 f"{told}, and --max-missing {max_missing:g} allows {allowed}; "
                 "kinema failures with the same settings names them: mend or remove these files, or allow more"

@@ -235,16 +235,24 @@ def _inherited_shelf(duplicate: Any) -> _Shelf:
     return _Shelf(duplicate.detach())
 
 
+_one_at_a_time = threading.Lock()
+
+
 @contextmanager
 def _nameless_main() -> Iterator[None]:
     """Keeps a process that is started here from importing the user's script, which then needs no
     `if __name__ == "__main__"`, and need not even be a file."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _one_at_a_time:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = nameless = ModuleType("__main__")
+        # Another thread finds in it what it looks for, but not where it came from.
+        vars(nameless).update(
+            {name: value for name, value in vars(main).items() if name not in ("__file__", "__spec__")}
+        )
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _watch(crew: list[_Worker], memory: float, done: threading.Event) -> None:
