@@ -20,7 +20,7 @@ import torch
 
 from pipeline.atomic import checksum, moved_into_place, read_json
 from pipeline.choose import Choice
-from pipeline.clip import Clip, Source
+from pipeline.clip import Clip, Source, part_of
 from pipeline.config import Config
 from pipeline.entry import Header
 from pipeline.errors import ConfigError, KinemaError, first_line, some
@@ -117,10 +117,17 @@ class Bundle:
             )
 
     def copies(self, clips: dict[Clip, Header]) -> dict[str, str]:
-        """Returns the ids of those clips whose file is a copy of one that the run learned from, and what they copy."""
-        known = {row["sha256"]: row["clip"] for row in self._trained_on()}
+        """Returns the ids of those clips whose file is a copy of one that the run learned from, and what they copy: the
+        same part of it, if that was learned from."""
+        trained_on = self._trained_on()
+        of_file = {row["sha256"]: row["clip"] for row in trained_on}
+        of_part = {(row["sha256"], part_of(row["clip"])): row["clip"] for row in trained_on}
         digests = {clip.id: header.source.sha256 for clip, header in clips.items()}
-        return {clip_id: known[digest] for clip_id, digest in digests.items() if digest in known}
+        return {
+            clip_id: of_part.get((digest, part_of(clip_id)), of_file[digest])
+            for clip_id, digest in digests.items()
+            if digest in of_file
+        }
 
     def _trained_on(self) -> list[dict[str, str]]:
         with (self.folder / "trained_on.csv").open(newline="") as stream:

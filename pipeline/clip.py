@@ -23,9 +23,12 @@ class Clip:
     end: float | None = None
 
 
+SECONDS = r"\d[\d.]*(?:e[+-]?\d+)?"
+
+
 def part_of(clip_id: str) -> str:
     """Returns the `@start-end` of a clip's id; nothing where the whole file is meant."""
-    return re.search(r"(@[\d.]+-[\d.]*)?$", clip_id)[0]
+    return re.search(f"(@{SECONDS}-({SECONDS})?)?$", clip_id)[0]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix
 from pipeline import metrics, report
 from pipeline.atomic import read_json
 from pipeline.bundle import Bundle
-from pipeline.clip import Clip
+from pipeline.clip import Clip, part_of
 from pipeline.config import Config, SamplingConfig
 from pipeline.data import load_dataset
 from pipeline.device import resolve_device
@@ -63,7 +63,11 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 
     label_of = {clip.id: clip.label for clip in dataset.clips}
-    contradictions = [name for name, copied in copies.items() if label_of.get(copied, label_of[name]) != label_of[name]]
+    contradictions = [
+        name
+        for name, copied in copies.items()
+        if part_of(name) == part_of(copied) and label_of.get(copied, label_of[name]) != label_of[name]
+    ]
     about = {
         "split": dataset.split,
         "n_clips": len(clips),

@@ -172,8 +172,8 @@ class FeatureStore:
         )
 
     def renew(self, clip: Clip) -> bool:
-        """Finds the features of a file that was touched, copied, moved or renamed, and notes its new time and place;
-        False if there are none of its content."""
+        """Finds the features of a file that was touched, moved or renamed, or copied with its folder, and notes its new
+        time and place; False if there are none of its content."""
         try:
             size = clip.path.stat().st_size
             for path in (entry_path(self.folder, clip.id), *self._left_behind[size, part_of(clip.id)]):

@@ -232,8 +232,8 @@ def test_a_renamed_source_keeps_its_features(tmp_path, backbone, clip):
     for path in (old, new):
         path.parent.mkdir()
     old.write_bytes(clip.path.read_bytes())
-    before = [dataclasses.replace(clip, path=old, id=f"Run/a.mp4{part}") for part in ("", "@0-1.0", "@0-")]
-    after = [dataclasses.replace(clip, path=new, id=f"Jog/b.mp4{part}") for part in ("", "@0-1.0", "@0-", "@0-2.0")]
+    before = [dataclasses.replace(clip, path=old, id=f"Run/a.mp4{part}") for part in ("", "@0-1e-05", "@0-")]
+    after = [dataclasses.replace(clip, path=new, id=f"Jog/b.mp4{part}") for part in ("", "@0-1e-05", "@0-", "@0-2.0")]
     store = FeatureStore.prepare(tmp_path / "store", backbone, SamplingConfig(), 0.5)
     for seed, part in enumerate(before):
         store.write(part, make_entry(part, seed=seed), ENGINE)

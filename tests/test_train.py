@@ -16,6 +16,9 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
+from pipeline.bundle import Bundle
+from pipeline.clip import Clip, Source
+from pipeline.entry import Header
 from pipeline.predict import Predictor
 from pipeline.workers import Failure
 
@@ -156,6 +159,15 @@ def test_copies_of_trained_clips_are_told_and_the_majority_is_of_training(small_
         copies = {row["clip"][:-4]: row["copy_of"][:-4] for row in csv.DictReader(stream) if row["copy_of"]}
     assert copies == {"Grow/4": "Grow/3", "Shrink/of_grow_1": "Grow/1"}
     assert json.loads((tmp_path / "copies" / "metrics.json").read_text())["baselines"]["majority"]["top1"] == 0.2
+
+
+def test_a_copy_is_of_the_same_part_if_that_was_learned_from(tmp_path):
+    rows = [(f"x.mp4{part}", "g", "digest") for part in ("@0-2.0", "@2.0-4.0")]
+    write_csv(tmp_path / "trained_on.csv", ("clip", "group", "sha256"), *rows)
+    tested = [Clip(id=f"y.mp4{part}", path=tmp_path, label="", group="") for part in ("@0-2.0", "")]
+    header = Header("", 1, 1, Source("", 1, 1, "digest"))
+    copies = Bundle(tmp_path).copies(dict.fromkeys(tested, header))
+    assert copies == {"y.mp4@0-2.0": "x.mp4@0-2.0", "y.mp4": "x.mp4@2.0-4.0"}
 
 
 def test_evaluation_tells_all_that_was_promised(trained):
