@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import t
 from torch.nn.functional import cross_entropy
 
 from pipeline.config import Config
@@ -63,6 +62,8 @@ def choose(
     Raises:
         KinemaError: there are too few groups.
     """
+    from scipy.stats import t  # Late, for prediction, which imports this file too, needs none.
+
     learns_FN = ~torch.from_numpy(group_folds(labels, groups, FOLDS, seed=0))
     folds = [(load(learns_N), learns_N) for learns_N in learns_FN]
     values = [(name, value) for name, values in CANDIDATES.items() for value in values]
