@@ -49,6 +49,11 @@ def entry_path(folder: Path, clip_id: str) -> Path:
     return folder / f"{name[:2]}/{name}.safetensors"
 
 
+def entry_files(folder: Path) -> Iterator[Path]:
+    """Yields the files of all entries in the folder of a fingerprint."""
+    return folder.glob("??/[!.]*.safetensors")
+
+
 def encode_entry(clip_id: str, entry: ClipFeatures, engine: str, fingerprint: str) -> bytes:
     """Turns an entry into the bytes of its file."""
     arrays = {"features": entry.features, "pts": entry.pts, "indices": entry.indices}

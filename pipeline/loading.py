@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipeline.clip import Clip
+from pipeline.clip import Clip, part_of
 from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.entry import ClipFeatures, Header
@@ -75,9 +75,9 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
 
 def tell_contradictions(found: dict[Clip, Header]) -> None:
     """Says which clips have the same content and different classes."""
-    same: dict[tuple, list[Clip]] = defaultdict(list)
+    same: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for clip, header in found.items():
-        same[header.source.sha256, clip.start, clip.end].append(clip)
+        same[header.source.sha256, part_of(clip.id)].append(clip)
     pairs = [" and ".join(clip.id for clip in clips) for clips in same.values() if len({c.label for c in clips}) > 1]
     if pairs:
         print(f"the same video stands in two classes, so one is wrong: {some(pairs, 8)}")

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.atomic import abandoned, moved_into_place
 from pipeline.clip import Clip, Source, part_of
 from pipeline.config import BackboneConfig, SamplingConfig
-from pipeline.entry import ClipFeatures, DamagedEntry, Header, decode_entry, encode_entry, entry_path, read_header
+from pipeline.entry import (
+    ClipFeatures,
+    DamagedEntry,
+    Header,
+    decode_entry,
+    encode_entry,
+    entry_files,
+    entry_path,
+    read_header,
+)
 from pipeline.errors import ConfigError, KinemaError
 from pipeline.ledger import Ledger
 from pipeline.workers import Failure
@@ -204,7 +213,7 @@ class FeatureStore:
     def _left_behind(self) -> dict[tuple[int, str], list[Path]]:
         """The entries whose file is gone, perhaps to another name, by its size and the part of it that is meant."""
         found = defaultdict(list)
-        for path in self.folder.glob("??/[!.]*.safetensors"):
+        for path in entry_files(self.folder):
             with suppress(OSError, DamagedEntry):
                 header = read_header(path)
                 if not os.path.exists(header.source.path):

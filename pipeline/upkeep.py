@@ -8,13 +8,12 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.atomic import abandoned, moved_into_place
 from pipeline.clip import Source
-from pipeline.entry import DamagedEntry, decode_entry, encode_entry, entry_path
+from pipeline.entry import DamagedEntry, decode_entry, encode_entry, entry_files, entry_path
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.progress import progress
 from pipeline.store import FeatureStore, read_manifest
@@ -35,7 +34,7 @@ def list_store(root: Path) -> None:
         except (KeyError, TypeError):
             print(f"{folder.name}  its manifest.json is damaged; kinema extract with the same config writes it anew")
             continue
-        files = list(_entries(folder))
+        files = list(entry_files(folder))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
         unreadable = FeatureStore(folder, partial=0).ledger.failures()
@@ -59,7 +58,7 @@ def verify_store(root: Path, deep: bool, mend: bool) -> None:
     """
     found: Counter[str] = Counter()
     for folder in _settings(root):
-        files = list(_entries(folder))
+        files = list(entry_files(folder))
         with progress(f"verify {folder.name}", len(files), "entries") as bar:
             for file in files:
                 if problem := _problem(file, deep):
@@ -105,7 +104,7 @@ def prune_store(root: Path, fingerprints: list[str], orphans: bool) -> None:
         shutil.rmtree(known[name])
         print(f"removed {known[name]}")
     if orphans:
-        files = [file for folder in _settings(root) for file in _entries(folder)]
+        files = [file for folder in _settings(root) for file in entry_files(folder)]
         gone = [file for file in files if (problem := _problem(file, deep=False)) and problem.kind == "orphan"]
         if gone and len(gone) == len(files):
             raise KinemaError(
@@ -157,7 +156,3 @@ def _settings(root: Path) -> list[Path]:
     if not root.is_dir():
         raise ConfigError(f"store: no such folder: {root}")
     return sorted(file.parent for file in root.glob("*/manifest.json"))
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    return folder.glob("??/[!.]*.safetensors")

@@ -64,6 +64,13 @@ def test_what_makes_no_difference_is_not_taken():
     assert with_settings(config, choice.chosen) == config
 
 
+@pytest.mark.parametrize(("lower", "is_taken"), [(3.1, False), (3.3, True)])
+def test_a_value_is_taken_if_it_is_better_than_chance_would_be_in_nine_tries(monkeypatch, lower, is_taken):
+    monkeypatch.setattr("pipeline.choose._difference", lambda *_: (lower, 1.0))
+    choice = chosen(Config(head=HeadConfig(hidden=4, levels=2), train=TrainConfig(epochs=1)))
+    assert ("head.kind" in choice.chosen) == is_taken == any(line.endswith(", taken") for line in choice.tried)
+
+
 def test_the_error_of_a_difference_counts_groups():
     values = np.repeat(np.random.default_rng(0).normal(size=400), 5)
     groups = [str(number // 5) for number in range(2000)]
