@@ -27,15 +27,12 @@ from PIL import Image
 from torch import nn
 
 from pipeline.atomic import moved_into_place
+from pipeline.bf16 import Halved, split
 from pipeline.device import recorded
 from pipeline.errors import ConfigError, first_line
 
 LEAST_COSINE = 0.999
 """`auto` takes an engine only if the features of each frame that it is tried on reach this cosine to those of fp32."""
-
-SENSITIVE_UP_TO = 16
-"""bf16 begins where the picture has shrunk by this factor. Its 8 bits spoil the layers before: on real frames the whole
-of EfficientNet-lite0 in bf16 agrees with fp32 to a cosine of 0.994, without those layers to 0.9993."""
 
 Run = Callable[[np.ndarray], np.ndarray]
 """uint8 [N,3,H,W] -> float32 or float16 [N,D], for any N."""
@@ -116,10 +113,10 @@ def start(network: nn.Module, device: torch.device, engine: str, precision: str,
     size = 2 if device.type == "cpu" else 128
     blank = torch.zeros((size, *shape), dtype=torch.uint8, device=device)
     network = copy.deepcopy(network).to(device)  # Before it is cut: a part runs only where it was cut.
-    parts = _split(network, blank) if precision == "bf16" else [network]
+    parts = split(network, blank) if precision == "bf16" else [network]
     if engine == "openvino":
         return _start_openvino(parts, blank)
-    module = _Halved(*parts) if precision == "bf16" else parts[0]
+    module = Halved(*parts) if precision == "bf16" else parts[0]
     module = module.to(memory_format=torch.channels_last).eval()
     return _start_torch_cpu(module, blank) if device.type == "cpu" else _start_cuda(module, blank, precision)
 
@@ -215,59 +212,6 @@ def _openvino() -> ModuleType:
     import openvino
 
     return openvino
-
-
-class _Halved(nn.Module):
-    """A network whose deeper part runs in bf16."""
-
-    def __init__(self, shallow: nn.Module, deep: nn.Module):
-        super().__init__()
-        self.shallow, self.deep = shallow, deep.to(torch.bfloat16)
-
-    def forward(self, frames_N3HW: torch.Tensor) -> torch.Tensor:
-        return self.deep(*(values.to(torch.bfloat16) for values in self.shallow(frames_N3HW)))[0].float()
-
-
-def _split(network: nn.Module, blank: torch.Tensor) -> list[nn.Module]:
-    """Cuts a network in two where a tensor shrunk by `SENSITIVE_UP_TO` feeds a convolution.
-
-    The parts give and take tuples, since other tensors may be needed later too: of a branch, or of stages for a view.
-
-    Raises:
-        ConfigError: there is no such place.
-    """
-    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-        graph = torch.export.export(network, (blank,)).module()
-    shallow: list[torch.fx.Node] = []
-    of_frames: set[torch.fx.Node] = set()  # What is computed from the frames; the rest are weights.
-    uses_left: dict[torch.fx.Node, int] = {}  # Of tensors of frames that are still needed.
-    for node in graph.graph.nodes:
-        shallow.append(node)
-        sources = of_frames.intersection(node.all_input_nodes)
-        if node.op != "placeholder" and not sources:
-            continue
-        of_frames.add(node)
-        uses_left = {source: uses - (source in sources) for source, uses in uses_left.items()}
-        uses_left = {source: uses for source, uses in (uses_left | {node: len(node.users)}).items() if uses}
-        value = node.meta.get("val")
-        has_shrunk = getattr(value, "ndim", 0) == 4 and value.shape[-1] * SENSITIVE_UP_TO <= blank.shape[-1]
-        if has_shrunk and any("conv" in str(user.target) for user in node.users):
-            deep = [other for other in graph.graph.nodes if other not in of_frames.intersection(shallow)]
-            needed = list(uses_left)
-            return [_part(graph, shallow, [], needed), _part(graph, deep[:-1], needed, deep[-1].all_input_nodes)]
-    raise ConfigError("backbone.precision: this model cannot be cut into a part in fp32 and one in bf16; use fp32")
-
-
-def _part(
-    module: torch.fx.GraphModule, nodes: list[torch.fx.Node], begin: list[torch.fx.Node], end: list[torch.fx.Node]
-) -> nn.Module:
-    """Copies some nodes of a module into one of their own, which takes values of `begin` and gives those of `end`."""
-    part = torch.fx.Graph()
-    copies = {node: part.placeholder(f"values{number}") for number, node in enumerate(begin)}
-    for node in nodes:
-        copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(tuple(copies[node] for node in end))
-    return torch.fx.GraphModule(copy.deepcopy(module), part)
 
 
 def _batches(frames_N3HW: np.ndarray, size: int) -> Iterator[torch.Tensor]:
