@@ -139,7 +139,7 @@ def read_pyav(
             damage = [at] if torn else []
             try:
                 frames = packet.decode()
-                damage += [frame.time or math.inf for frame in frames if frame.is_corrupt]
+                damage += [math.inf if frame.time is None else frame.time for frame in frames if frame.is_corrupt]
             except av.FFmpegError:
                 damage.append(at)
             if damage and timeline.counted:

@@ -1,3 +1,4 @@
+import av
 import decord
 import numpy as np
 import pytest
@@ -173,6 +174,18 @@ def test_damage_is_left_out_up_to_the_next_keyframe(tmp_path):
     assert numbers(clip.frames) == list(clip.indices)
     assert {*range(13), *range(20, 39)} <= {*clip.indices} <= {*range(14), *range(20, 39)}
     assert clip.planned == 39
+
+
+def test_damage_to_the_first_frame_is_over_at_the_next_keyframe(tmp_path):
+    """FFmpeg either fails at it or shows it, marked as corrupt."""
+    path = write_video(tmp_path / "a.mp4", "libx264", options={"g": "8"})
+    content = path.read_bytes()
+    with av.open(path) as container:
+        first = next(container.demux(video=0))
+    for place in range(first.pos + 5, first.pos + first.size, 7):
+        path.write_bytes(content[:place] + bytes(4) + content[place + 4 :])
+        clip = decode_clip(path, 39, config=DecodeConfig(partial=0))
+        assert {*range(8, 39)} <= {*clip.indices} and numbers(clip.frames) == list(clip.indices)
 
 
 HOLES = {
