@@ -21,6 +21,7 @@ from pipeline.entry import ClipFeatures
 from pipeline.errors import ConfigError, KinemaError, printable
 from pipeline.extract import clip_features
 from pipeline.fit import classify
+from pipeline.store import fingerprint
 from pipeline.workers import Failure
 
 
@@ -43,7 +44,7 @@ class Predictor:
             overrides: settings by dotted name, such as {"device": "cpu"}.
 
         Raises:
-            KinemaError: the bundle is incomplete or damaged.
+            KinemaError: the bundle is incomplete or damaged, or its features are made in another way now.
         """
         bundle = Bundle(Path(run))
         bundle.require_complete()
@@ -53,6 +54,11 @@ class Predictor:
         self.reduction, heads = bundle.load(self.config, self.device)
         self.heads = heads[self.config.head.kind]
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
+        as_trained = self.backbone.description | {"precision": bundle.config({}).backbone.precision}
+        if fingerprint(as_trained, self.config.sampling) != bundle.trained()["fingerprint"]:
+            raise KinemaError(
+                f"{run}: trained on features that another version of Kinema or timm made; extract and train again"
+            )
 
     def __call__(self, videos: str | Path | Iterable[str | Path]) -> Iterator[tuple[Path, Prediction | Failure]]:
         """Yields (video, prediction or failure) in the order in which they were asked for, each once."""

@@ -38,6 +38,9 @@ from pipeline.workers import Failure
 if TYPE_CHECKING:  # Reading features needs no CNN, nor the seconds in which its libraries are imported.
     from pipeline.backbone import Backbone
 
+FORMAT = 3
+"""Counts up whenever the same settings begin to give other numbers."""
+
 
 class FeatureStore:
     """The entries of one fingerprint."""
@@ -68,7 +71,7 @@ class FeatureStore:
         Raises:
             KinemaError: the folder cannot be written.
         """
-        store = cls(root / fingerprint(backbone, sampling), partial)
+        store = cls(root / fingerprint(backbone.description, sampling), partial)
         manifest = store.folder / "manifest.json"
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ class FeatureStore:
             engines = before.get("cosine_to_fp32", {}) | {backbone.engine: round(backbone.choice.cosine, 5)}
             files = [*before.get("weights_files", []), _digest(backbone.weights_file)]
             about = {"cosine_to_fp32": engines, "weights_files": list(dict.fromkeys(files))}
-            text = json.dumps(setting(backbone, sampling) | about, indent=2) + "\n"
+            text = json.dumps(setting(backbone.description, sampling) | about, indent=2) + "\n"
             if not manifest.exists() or manifest.read_text(errors="replace") != text:
                 with moved_into_place(manifest) as temporary:
                     temporary.write_text(text)
@@ -105,12 +108,12 @@ class FeatureStore:
         except OSError as error:
             raise ConfigError(f"{backbone.weights}: cannot read the weight file: {error.strerror}") from None
         names = "model", "precision", "crop", "view"
-        wanted = [*(getattr(backbone, name) for name in names), sampling.frames]
+        wanted = [FORMAT, *(getattr(backbone, name) for name in names), sampling.frames]
         found = []
         for manifest in root.glob("*/manifest.json"):
             with suppress(OSError, KeyError, TypeError):  # Damaged: the next extraction writes it anew.
                 about = read_manifest(manifest)
-                has = [*(about["backbone"][name] for name in names), about["sampling"]["frames"]]
+                has = [about["format"], *(about["backbone"][name] for name in names), about["sampling"]["frames"]]
                 if has == wanted and weights in about["weights_files"]:
                     found.append((manifest.stat().st_mtime_ns, manifest.parent))
         if not found:
@@ -230,12 +233,12 @@ class FeatureStore:
         )
 
 
-def setting(backbone: "Backbone", sampling: SamplingConfig) -> dict[str, Any]:
-    """Returns everything that decides the numbers of an entry, as JSON values."""
-    return {"format": 3, "backbone": backbone.description, "sampling": {"frames": sampling.frames}}
+def setting(backbone: dict[str, Any], sampling: SamplingConfig) -> dict[str, Any]:
+    """Returns everything that decides the numbers of an entry, as JSON values; `backbone` is its description."""
+    return {"format": FORMAT, "backbone": backbone, "sampling": {"frames": sampling.frames}}
 
 
-def fingerprint(backbone: "Backbone", sampling: SamplingConfig) -> str:
+def fingerprint(backbone: dict[str, Any], sampling: SamplingConfig) -> str:
     """Returns the digest of a setting, by which its folder is named."""
     return hashlib.sha256(json.dumps(setting(backbone, sampling), sort_keys=True).encode()).hexdigest()[:16]
 

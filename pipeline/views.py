@@ -14,8 +14,8 @@ from pipeline.errors import ConfigError
 STAGES, CELLS = 3, 4
 """The last stages that the grid is made of, and its cells in each direction."""
 SIZE = 4
-"""Width of the grid view in multiples of the pooled layer, which it includes. Whoever changes one of these three gives
-the store another `format`, for features must not mix."""
+"""Width of the grid view in multiples of the pooled layer, which it includes. Whoever changes one of these three
+changes `FORMAT` of the store too, for features must not mix."""
 
 
 class Grid(nn.Module):

@@ -124,11 +124,11 @@ def test_every_setting_that_changes_the_numbers_changes_the_fingerprint(backbone
     others[-1] |= {"weights": tmp_path / "other.safetensors"}
     save_file(timm.create_model("resnet10t").state_dict(), others[-1]["weights"])
     built = [Backbone(BackboneConfig(**settings), torch.device("cpu")) for settings in others]
-    fingerprints = {fingerprint(other, SamplingConfig()) for other in built}
-    fingerprints |= {store.fingerprint, fingerprint(backbone, SamplingConfig(frames=17))}
+    fingerprints = {fingerprint(other.description, SamplingConfig()) for other in built}
+    fingerprints |= {store.fingerprint, fingerprint(backbone.description, SamplingConfig(frames=17))}
     assert len(fingerprints) == 7
     by_another_engine = Backbone(BackboneConfig(engine="torch"), torch.device("cpu"))
-    assert fingerprint(by_another_engine, SamplingConfig()) == store.fingerprint
+    assert fingerprint(by_another_engine.description, SamplingConfig()) == store.fingerprint
     assert backbone.description["transform"]["input_size"] == [3, 224, 224]  # Other versions of timm may have another.
 
 
