@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 
 import joblib
 import numpy as np
@@ -110,15 +109,22 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     skipped = done = partial = frames = failed = given_up = 0
     with progress("extract", len(clips), "clips") as bar:
 
+        def is_there(clip: Clip) -> bool:
+            found = store.find(clip)
+            if found and found.source.is_at(clip.path):
+                return True
+            try:
+                return store.renew(clip)
+            except KinemaError:
+                if found:  # A store that cannot be written may still be read.
+                    return True
+                raise
+
         def todo() -> Iterator[Clip]:
             nonlocal skipped, given_up
             # Looked up one by one as their turn comes, so that what another process has done meanwhile is skipped too.
             for clip in clips:
-                found = store.find(clip)
-                if found and not found.source.is_at(clip.path):
-                    with suppress(KinemaError):  # A store that cannot be written may still be read.
-                        store.renew(clip)
-                if found or store.renew(clip):
+                if is_there(clip):
                     skipped += 1
                 elif clip.id in deadly:
                     given_up += 1
