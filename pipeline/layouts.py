@@ -87,7 +87,7 @@ def _layout_of(lists: Path | None) -> str:
 def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
     """Yields ('file:line', words) of each non-empty line; only the last blank separates, names may hold others."""
     try:
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
             if line.strip():
                 yield f"{file}:{number}", line.strip().rsplit(maxsplit=1)
     except FileNotFoundError:
@@ -189,21 +189,21 @@ def _videos(root: Path) -> list[Path]:
     of a video is given instead of what is in it, so that it is told of as one that cannot be read."""
     found: list[Path] = []
     others: Counter[str] = Counter()
+    way_to = {os.fspath(root): [os.path.join(os.path.realpath(root), "")]}  # The real folders that lead to each.
     for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
-        here = os.path.join(os.path.realpath(folder), "")
         below[:] = [name for name in below if not name.startswith(HIDDEN)]
         for path in (Path(folder, name) for name in below + files if not name.startswith(HIDDEN)):
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 found.append(path)
             elif path.name in files:
                 others[path.suffix] += 1
-        # A link to a folder that it stands in would lead round and round.
-        below[:] = [
-            name
-            for name in below
-            if Path(name).suffix.lower() not in VIDEO_SUFFIXES
-            and not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
-        ]
+        for name in list(below):
+            path = os.path.join(folder, name)
+            real = os.path.join(os.path.realpath(path), "")
+            # A link to a folder on the way to it would lead round and round.
+            if Path(name).suffix.lower() in VIDEO_SUFFIXES or any(place.startswith(real) for place in way_to[folder]):
+                below.remove(name)
+            way_to[path] = [*way_to[folder], real]
     if others:
         kinds = ", ".join(f"{count} x {printable(suffix) or 'no ending'}" for suffix, count in others.most_common(5))
         print(f"{root}: passed over {others.total()} files that are no videos by their ending ({kinds})")
@@ -215,14 +215,15 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _rows(
-    config: DataConfig, needed: tuple[str, ...], known: tuple[str, ...] | None = None
+    config: DataConfig, filled: tuple[str, ...], others: tuple[str, ...] = (), known: tuple[str, ...] | None = None
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ('file:line', row) of a CSV file with a header, without blanks around names and values."""
+    """Yields ('file:line', row) of a CSV file with a header, without blanks around names and values; of the columns
+    that it must have, those that are `filled` in each row, and others."""
     try:
         with config.lists.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-            if missing := [name for name in needed if name not in reader.fieldnames]:
+            if missing := [name for name in filled + others if name not in reader.fieldnames]:
                 hint = "; columns are separated by commas" if ";" in "".join(reader.fieldnames) else ""
                 raise KinemaError(f"{config.lists}:1: the header lacks {', '.join(missing)}{hint}")
             if known and (unknown := [name for name in reader.fieldnames if name not in known]):
@@ -237,7 +238,7 @@ def _rows(
                 if None in row or None in row.values():
                     raise KinemaError(f"{where}: expected {len(reader.fieldnames)} columns")
                 row = {name: value.strip() for name, value in row.items()}
-                for name in needed:
+                for name in filled:
                     if not row[name]:
                         raise KinemaError(f"{where}: empty {name}")
                 yield where, row
@@ -267,7 +268,7 @@ def _split(name: str, where: str) -> str:
 
 def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
-    rows = list(_rows(config, ("path", "label"), ("path", "label", "group", "split", "start", "end")))
+    rows = list(_rows(config, ("path", "label"), known=("path", "label", "group", "split", "start", "end")))
     for column in ("group", "split"):
         empty = [where for where, row in rows if not row.get(column)]
         if 0 < len(empty) < len(rows):
@@ -288,12 +289,15 @@ def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
 def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
     """Header `label,youtube_id,time_start,time_end,split`; files `<id>_<start>_<end>.*` or `<id>.*` below the root.
 
-    Videos vanish from the web, so rows without a file are counted and left out. As is the custom of the field, the
-    validation list serves as the test where the real test is without labels.
+    Videos vanish from the web, so rows without a file are counted and left out; those without a label too. As is the
+    custom of the field, the validation list serves as the test where the real test is without labels.
     """
     files = {path.stem: path for path in _videos(config.root)}
-    clips, absent = [], []
-    for where, row in _rows(config, ("label", "youtube_id", "time_start", "time_end", "split")):
+    clips, absent, unlabelled = [], [], 0
+    for where, row in _rows(config, ("youtube_id", "time_start", "time_end", "split"), ("label",)):
+        if not row["label"]:
+            unlabelled += 1
+            continue
         start, end = _segment(row, where, "time_start", "time_end")
         split = _split(row["split"], where)
         stem = f"{row['youtube_id']}_{start:06.0f}_{end:06.0f}"
@@ -314,6 +318,8 @@ def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
                 end=None if trimmed else end,
             )
         )
+    if unlabelled:
+        print(f"{config.lists}: {unlabelled} rows have no label and are left out")
     if absent:
         print(f"{config.lists}: {len(absent)} rows have no file below {config.root} and are left out: {some(absent)}")
     if not any(clip.split == "test" for clip in clips):

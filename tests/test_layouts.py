@@ -18,7 +18,7 @@ def ucf(tmp_path):
     touch(tmp_path / "videos", *names)
     lists = tmp_path / "lists"
     lists.mkdir()
-    (lists / "classInd.txt").write_text("1 Run\n2 Sit\n")
+    (lists / "classInd.txt").write_text("1 Run\n2 Sit\n", encoding="utf-8-sig")  # As Windows saves it.
     train = [name for name in names if int(name.split("_g")[1][:2]) > 2]
     (lists / "trainlist01.txt").write_text("".join(f"{name} {1 + name.startswith('Sit')}\r\n" for name in train))
     (lists / "testlist01.txt").write_text("".join(f"{name}\n" for name in names if name not in train))
@@ -131,9 +131,11 @@ def test_links_are_followed_and_what_macos_leaves_is_not_taken(tmp_path, capsys)
     (tmp_path / "videos" / "run").symlink_to(tmp_path / "elsewhere")
     touch(tmp_path / "videos" / "run" / "folder.mp4", "frame.mp4")
     (tmp_path / "videos" / "walk" / "again").symlink_to(tmp_path / "videos")
+    (tmp_path / "elsewhere" / "other").symlink_to(tmp_path / "videos" / "walk")
+    (tmp_path / "videos" / "walk" / "other").symlink_to(tmp_path / "elsewhere")
     dataset = load_dataset(DataConfig(root=tmp_path / "videos"))
-    assert dataset.classes == ["run", "walk"] and len(dataset.clips) == 19
-    assert "passed over 1 files that are no videos by their ending (1 x .txt)" in capsys.readouterr().out
+    assert dataset.classes == ["run", "walk"] and len(dataset.clips) == 2 * 19
+    assert "passed over 2 files that are no videos by their ending (2 x .txt)" in capsys.readouterr().out
 
 
 def test_csv_with_segments_and_groups(tmp_path):
@@ -208,9 +210,10 @@ def test_kinetics_leaves_out_what_is_gone_and_says_so(tmp_path, capsys):
     touch(tmp_path / "videos", *(f"id{n}_000010_000020.mp4" for n in range(6)), "whole.mp4")
     rows = [("label", "youtube_id", "time_start", "time_end", "split")]
     rows += [("run", f"id{n}", "10", "20", "train" if n < 4 else "validate") for n in range(6)]
-    rows += [("run", "whole", "5", "15", "train"), ("run", "gone", "0", "10", "train")]
+    rows += [("run", "whole", "5", "15", "train"), ("run", "gone", "0", "10", "train"), ("", "id0", "0", "10", "test")]
     dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "k.csv", *rows)))
-    assert "1 rows have no file" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 rows have no file" in told and "1 rows have no label" in told
     assert len(dataset.of("test")) == 2 and len(dataset.clips) == 7
     [whole] = [clip for clip in dataset.clips if clip.group == "whole"]
     assert (whole.id, whole.start, whole.end) == ("whole.mp4@5.0-15.0", 5.0, 15.0)
