@@ -44,7 +44,7 @@ extract: setup ## Compute the features of CONFIG's clips that are not cached yet
 	$(BIN)/kinema extract --config "$(CONFIG)" $(ARGS)
 
 train: setup ## Train CONFIG's head on cached features into data/runs/RUN
-	$(BIN)/kinema train --config "$(CONFIG)" --runs "$$(dirname "$(BUNDLE)")" --run "$$(basename "$(BUNDLE)")" $(ARGS)
+	$(BIN)/kinema train --config "$(CONFIG)" $(if $(findstring /,$(RUN)),--runs "$$(dirname "$(RUN)")") --run "$$(basename "$(RUN)")" $(ARGS)
 
 evaluate: setup ## Measure RUN on its test split
 	$(BIN)/kinema evaluate "$(BUNDLE)" $(ARGS)
