@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 
 from pipeline.settings import settings
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
 
 @settings
 class DataConfig:
@@ -23,7 +25,7 @@ class DataConfig:
     rounded to 1/n: 0.15 is a seventh."""
     test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     """Share of all clips held out for the test, in whole groups, where the data set has none; rounded to 1/n."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Which groups are held out."""
 
 
@@ -42,7 +44,7 @@ class DecodeConfig:
 
     workers: NonNegativeInt = 0
     """Decoding processes; 0 takes one per core."""
-    deadline: PositiveFloat = 60.0
+    deadline: Annotated[float, Field(gt=0, le=86400)] = 60.0
     """Time limit per clip, seconds. The first try, with all decoders, gets half; if its process hangs or crashes, PyAV
     alone gets the rest."""
     memory: PositiveFloat = 4.0
@@ -85,7 +87,7 @@ class HeadConfig:
     convolution: beside them such a model over the finest of these; mean: a linear layer on the average frame."""
     components: PositiveInt = 256
     """Upper limit on the principal components that the head sees; never more than the clips they are computed from."""
-    levels: PositiveInt = 4
+    levels: Annotated[int, Field(ge=1, le=8)] = 4
     """Levels of the temporal pyramid: 4 end with eighths, so that the LSTM makes eight steps."""
     sequence_components: PositiveInt = 64
     """Leading components that the LSTM, Transformer or convolution sees, projected to `hidden` values."""
@@ -101,7 +103,7 @@ class HeadConfig:
 class TrainConfig:
     """Training of the head."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides initial weights, order and dropout."""
     heads: PositiveInt = 1
     """Heads that are trained side by side, with seeds `seed`, `seed` + 1000, ...; they answer together."""

@@ -19,9 +19,12 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.ones(1, device=name)  # A kernel, for PyTorch has none for GPUs that are too old.
-        return torch.device(name)
+        device = torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {first_line(error)}; try --device cpu") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} cannot be used here: neither the CPU nor a CUDA GPU; try --device cpu")
+    return device
 
 
 def recorded(function: Callable, *example: torch.Tensor) -> Callable[..., Any]:

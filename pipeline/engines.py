@@ -95,7 +95,7 @@ def choose(
             _memory().parent.mkdir(parents=True, exist_ok=True)
             with moved_into_place(_memory()) as temporary:
                 temporary.write_text(json.dumps(_remembered() | {key: remembered[key]}, indent=1))
-    return Choice(*remembered[key])
+    return remembered[key]
 
 
 def start(network: nn.Module, device: torch.device, engine: str, precision: str, shape: tuple[int, ...]) -> Run:
@@ -256,8 +256,8 @@ def _memory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kinema" / "engines.json"
 
 
-def _remembered() -> dict[str, list]:
+def _remembered() -> dict[str, Choice]:
     try:
-        return json.loads(_memory().read_text())
-    except (OSError, ValueError):
+        return {key: Choice(*values) for key, values in json.loads(_memory().read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -133,6 +133,8 @@ def _track(
         return
     warm_up()
     tracker = Tracker(config, bundle.folder, "evaluate")
+    if not tracker.run:
+        return
     import wandb
 
     numbers = {key: value for key, value in result.items() if isinstance(value, int | float | str)}

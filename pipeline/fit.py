@@ -23,6 +23,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.device import recorded
+from pipeline.errors import KinemaError
 from pipeline.head import HEADS, Heads
 from pipeline.loading import ClipSet
 
@@ -67,6 +68,9 @@ def fit(
 
     Returns:
         The heads after the last epoch, and the records of all epochs, means over the heads.
+
+    Raises:
+        KinemaError: the learning rate is so high that the loss overflows.
     """
     torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("high")
@@ -140,6 +144,9 @@ def fit(
             "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": torch.stack(norms).mean().item(),
         }
+        if not math.isfinite(record["loss"]):
+            rate = config.learning_rate
+            raise KinemaError(f"train.learning_rate {rate:g} is too high: the loss is not finite; try {rate / 10:g}")
         if validate:
             fusion_weights = heads[0].fusion_weights  # The default: what suits these clips is found later.
             record |= _validate(skeleton.eval(), weights, fusion_weights, parts_NPK, labels_N, learns_HN)

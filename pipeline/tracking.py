@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.errors import KinemaError, first_line
+from pipeline.errors import KinemaError
 from pipeline.settings import to_yaml
 
 
@@ -24,20 +24,20 @@ class Tracker:
             job: 'train' or 'evaluate'.
 
         Raises:
-            KinemaError: W&B was asked to be online and cannot be reached.
+            KinemaError: W&B was asked to be online and cannot be reached, or its own settings are wrong.
         """
         self.run = None
-        if config.tracking == "off":
+        mode = config.tracking if config.tracking != "auto" else os.environ.get("WANDB_MODE") or "auto"
+        if mode in ("off", "disabled"):
             return
         import wandb
         import yaml
 
         # Pictures of offline tables wait here for the sync; by default that is somewhere in the home folder.
         os.environ.setdefault("WANDB_DATA_DIR", str((folder / "wandb").resolve()))
-        mode = config.tracking
         try:
             if mode == "auto":
-                mode = os.environ.get("WANDB_MODE") or ("online" if _has_account(wandb) else "offline")
+                mode = "online" if _has_account(wandb) else "offline"
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "kinema"),
                 name=f"{folder.name}-{job}",
@@ -48,9 +48,9 @@ class Tracker:
                 config=yaml.safe_load(to_yaml(config)),
                 settings=wandb.Settings(silent=True, console="off"),
             )
-        except wandb.Error as error:
-            reason = first_line(error)
-            raise KinemaError(f"tracking: W&B cannot be reached ({reason}); use --tracking offline") from None
+        except (wandb.Error, ValueError) as error:  # What is wrong with its own settings is a ValueError.
+            reason = " ".join(str(error).split()).partition(" [type=")[0][:200]
+            raise KinemaError(f"tracking: W&B cannot start ({reason}); use --tracking offline or off") from None
 
     def log(self, values: dict[str, Any]) -> None:
         """Logs numbers, pictures and tables by name."""

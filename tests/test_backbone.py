@@ -137,8 +137,9 @@ def test_an_engine_is_chosen_once_and_only_if_it_is_right(tmp_path, monkeypatch,
     choices = [engines.choose(network, CPU, "auto", "auto", shape, "one layer") for _ in range(2)]
     assert choices[0] == choices[1] and choices[0].cosine >= 0.999
     assert capsys.readouterr().err.count("trying which engine") == 1
-    (tmp_path / "kinema" / "engines.json").write_text("damaged")
-    assert engines.choose(network, CPU, "torch", "fp32", shape, "one layer").engine == "torch"
+    for damaged in ("damaged", "[]", '{"key": 1}'):
+        (tmp_path / "kinema" / "engines.json").write_text(damaged)
+        assert engines.choose(network, CPU, "torch", "fp32", shape, "one layer").engine == "torch"
 
 
 def test_an_engine_that_cannot_run_a_model_is_passed_over(tmp_path, monkeypatch, capsys):

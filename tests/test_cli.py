@@ -16,6 +16,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from pipeline import store
 from pipeline.cli import main
 from pipeline.config import Config, DataConfig
 from pipeline.entry import decode_entry
@@ -58,7 +59,10 @@ def test_wrong_arguments(tmp_path):
     fails(2, f"no such folder: {Path.cwd()}/nowhere", "extract", "--data.root", "nowhere")
     fails(2, "no such run folder", "evaluate", tmp_path / "none")
     fails(2, "--train.seed has no effect on kinema evaluate", "evaluate", tmp_path / "none", "--train.seed", "3")
-    fails(2, "device 'cuda:99' cannot be used here", "extract", "--data.root", tmp_path, "--device", "cuda:99")
+    for device in ("cuda:99", "meta"):
+        fails(2, f"device '{device}' cannot be used here", "extract", "--data.root", tmp_path, "--device", device)
+    fails(2, "deadline: input should be less than or equal to 86400", "extract", "--decode.deadline", "inf")
+    fails(2, "seed: input should be less than 4294967296", "train", "--train.seed", 20261127120000)
 
 
 def test_settings_may_be_written_in_several_ways(tmp_path, monkeypatch):
@@ -256,6 +260,18 @@ def test_a_touched_data_set_is_not_computed_again(tmp_path):
     assert "0 done, 4 skipped, 0 failed" in extract(tmp_path)[0]
 
 
+def test_a_damaged_copy_of_a_data_set_is_not_taken_for_the_original(tmp_path):
+    """Its size and time of change are the same."""
+    extract(tmp_path, "--data.root", healthy(tmp_path / "before"))
+    shutil.copytree(tmp_path / "before", tmp_path / "videos")
+    clip = tmp_path / "videos" / "Good" / "0.mp4"
+    stat = clip.stat()
+    clip.write_bytes(bytes(stat.st_size))
+    os.utime(clip, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    shutil.rmtree(tmp_path / "before")
+    assert "0 done, 3 skipped, 1 failed" in extract(tmp_path)[0]
+
+
 def test_failures_are_grouped_and_can_be_looked_at(tmp_path):
     healthy(tmp_path / "videos")
     for number in range(3):
@@ -433,6 +449,14 @@ def test_broken_bundles_are_refused_in_one_line(trained, tmp_path):
     fails(1, "model.safetensors is missing", "evaluate", copy)
 
 
+def test_features_of_another_version_are_not_used(settings_of_small_set, trained, monkeypatch):
+    video = settings_of_small_set[1] / "Grow" / "v_Grow_g01_c01.avi"
+    kinema("predict", trained, video, "--backbone.engine", "torch", "--backbone.precision", "fp32")
+    monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
+    fails(1, "features that another version of Kinema or timm made; extract and train again", "predict", trained, video)
+    fails(1, "no features with these settings; run kinema extract", "train", *settings_of_small_set, "--run", "newer")
+
+
 def test_a_full_gpu_is_told_in_a_line(monkeypatch):
     def out_of_memory(*_):
         of_gpu = "GPU 0 has a total capacity of 7.79 GiB of which 1.05 GiB is free. Of the allocated memory 5.12 GiB is"
@@ -445,6 +469,9 @@ def test_a_full_gpu_is_told_in_a_line(monkeypatch):
 def test_tracking_off_works_without_wandb(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # An import of it would now fail.
     kinema("evaluate", trained)
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        kinema("evaluate", trained, "--tracking", "auto")
     with pytest.raises(ImportError):
         main(["evaluate", str(trained), "--tracking", "offline"])
 
@@ -462,3 +489,6 @@ def test_offline_tracking_keeps_a_run_to_sync(settings_of_small_set, trained, tm
     assert len(list(kept.glob("offline-run-*/files/media/images/confusion*.png"))) == 1
     thumbnails = [path for path in kept.glob("artifacts/staging/*") if path.read_bytes().startswith(b"\x89PNG")]
     assert len(thumbnails) == 16
+    monkeypatch.setenv("WANDB_MODE", "of line")
+    _, error = kinema("evaluate", trained, "--tracking", "auto", code=1)
+    assert "'dryrun' or 'run'); use --tracking offline or off\n" in error

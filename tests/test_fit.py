@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.config import HeadConfig, TrainConfig
+from pipeline.errors import KinemaError
 from pipeline.fit import Checkpoint, _share_of_peak, fit
 from pipeline.fusion import tune_fusion
 from pipeline.head import HEADS, Head, Heads
@@ -30,6 +31,12 @@ def test_uneven_classes(imbalance, expected, smoothing):
     config = TrainConfig(epochs=100, learning_rate=0.05, label_smoothing=smoothing, weight_decay=0, imbalance=imbalance)
     heads, _ = train("mean", config, clips, torch.ones(1, 40, dtype=torch.bool))
     assert heads(clips.parts_NPK)[0, 0].softmax(0)[0].item() == pytest.approx(expected, abs=0.05)
+
+
+def test_a_learning_rate_that_is_too_high_is_told():
+    clips = ClipSet(torch.randn(40, 7, 12), torch.arange(40) % 3, 3)
+    with pytest.raises(KinemaError, match=r"train\.learning_rate 1e\+30 is too high"):
+        train("bilstm", TrainConfig(learning_rate=1e30), clips, torch.ones(1, 40, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
