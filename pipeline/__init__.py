@@ -4,7 +4,7 @@ The data flows one way, a file importing only from those before it. Below all st
 not at all), `progress`, `settings` (how settings are declared and read), `config` (all of them) and `device`. Then
 `clip` -> `layouts` -> `data` -> `sampling` -> `timeline` -> `decode` -> `workers` -> `frames` -> `views` -> `bf16` ->
 `engines` -> `backbone` -> `entry` and `ledger` -> `store` -> `extract`, `upkeep` and `failures`, then `head` ->
-`loading` -> `fit` -> `fusion` -> `choose` -> `bundle` -> `tracking` -> `train` -> `metrics` -> `report` -> `evaluate`
+`loading` -> `fit` -> `fusion` -> `tuning` -> `bundle` -> `tracking` -> `train` -> `metrics` -> `report` -> `evaluate`
 and `predict`. `cli` is the way in.
 """
 

@@ -19,13 +19,13 @@ import safetensors.torch
 import torch
 
 from pipeline.atomic import checksum, moved_into_place, read_json
-from pipeline.choose import Choice
 from pipeline.clip import Clip, Source, part_of
 from pipeline.config import Config
 from pipeline.entry import Header
 from pipeline.errors import ConfigError, KinemaError, first_line, some
 from pipeline.head import HEADS, Heads, Reduction, SequenceHead
 from pipeline.settings import build, to_yaml
+from pipeline.tuning import Tuning
 
 
 class Bundle:
@@ -36,7 +36,7 @@ class Bundle:
         self.model_file = folder / "model.safetensors"
         self.backbone_file = folder / "backbone.safetensors"
         self.config_file = folder / "config.yaml"
-        self.choice_file = folder / "choice.json"
+        self.tuning_file = folder / "tuning.json"
 
     def require_complete(self) -> None:
         """Checks that the bundle can be used.
@@ -53,22 +53,22 @@ class Bundle:
 
     def asked(self) -> str:
         """Returns the settings that the run was asked for, as YAML; an empty text if there is no run yet."""
-        if self.choice_file.exists():
-            return read_json(self.choice_file)["asked"]
+        if self.tuning_file.exists():
+            return read_json(self.tuning_file)["asked"]
         return self.config_file.read_text() if self.config_file.exists() else ""
 
-    def choice(self, identity: str) -> Choice | None:
+    def tuning(self, identity: str) -> Tuning | None:
         """Returns the choice of settings that was made for the same settings and clips, if any."""
-        if not self.choice_file.exists():
+        if not self.tuning_file.exists():
             return None
-        kept = read_json(self.choice_file)
-        return Choice(kept["chosen"], kept["tried"]) if kept["identity"] == identity else None
+        kept = read_json(self.tuning_file)
+        return Tuning(kept["chosen"], kept["tried"]) if kept["identity"] == identity else None
 
-    def keep_choice(self, identity: str, asked: Config, choice: Choice) -> None:
+    def keep_tuning(self, identity: str, asked: Config, tuning: Tuning) -> None:
         """Writes a choice of settings, so that a run that was stopped need not make it again."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"identity": identity, "asked": to_yaml(asked), **choice._asdict()}
-        with moved_into_place(self.choice_file) as temporary:
+        content = {"identity": identity, "asked": to_yaml(asked), **tuning._asdict()}
+        with moved_into_place(self.tuning_file) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
     def config(self, overrides: dict[str, str]) -> Config:

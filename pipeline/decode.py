@@ -132,11 +132,11 @@ def read_pyav(
         shown_frames, last = 0, -math.inf
         damaged_at = -math.inf  # The latest damage; what is shown is whole once a keyframe has come after it.
         whole = True
-        for sent, (packet, torn) in enumerate(packets_of(container, stream)):
+        for sent, (packet, corrupt) in enumerate(packets_of(container, stream)):
             tick = tick_of(packet)
             at = math.inf if tick is None else float(tick * stream.time_base)
             frames: list[av.VideoFrame] = []
-            damage = [at] if torn else []
+            damage = [at] if corrupt else []
             try:
                 frames = packet.decode()
                 damage += [math.inf if frame.time is None else frame.time for frame in frames if frame.is_corrupt]

@@ -27,7 +27,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def recorded(function: Callable, *example: torch.Tensor) -> Callable[..., Any]:
+def as_cuda_graph(function: Callable, *example: torch.Tensor) -> Callable[..., Any]:
     """Records the kernels that a function of tensors launches on a GPU, to launch them as one from then on.
 
     Hundreds of small kernels keep the processor busier than the GPU.

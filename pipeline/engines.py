@@ -28,7 +28,7 @@ from torch import nn
 
 from pipeline.atomic import moved_into_place
 from pipeline.bf16 import Halved, split
-from pipeline.device import recorded
+from pipeline.device import as_cuda_graph
 from pipeline.errors import ConfigError, first_line
 
 LEAST_COSINE = 0.999
@@ -154,7 +154,7 @@ def _start_cuda(module: nn.Module, blank: torch.Tensor, precision: str) -> Run:
     half = torch.autocast("cuda", torch.float16, enabled=precision == "fp16", cache_enabled=False)
     try:
         with torch.no_grad(), half:
-            module = recorded(module, _channels_last(blank))
+            module = as_cuda_graph(module, _channels_last(blank))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # It computes on the processor too, or waits for a result.

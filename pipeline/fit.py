@@ -22,7 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline.atomic import moved_into_place
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.device import recorded
+from pipeline.device import as_cuda_graph
 from pipeline.errors import KinemaError
 from pipeline.head import HEADS, Heads
 from pipeline.loading import ClipSet
@@ -116,7 +116,7 @@ def fit(
     if device.type == "cuda":
         for size in sizes:
             some_HB = torch.zeros(len(heads), size, dtype=torch.long)
-            gradients_of[size] = recorded(gradients, parts_NPK[some_HB].to(device), labels_N[some_HB])
+            gradients_of[size] = as_cuda_graph(gradients, parts_NPK[some_HB].to(device), labels_N[some_HB])
     for epoch in range(len(history), config.epochs):
         began = time.monotonic()
         torch.manual_seed(config.seed * 1_000_003 + epoch)

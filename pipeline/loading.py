@@ -73,7 +73,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
     return found
 
 
-def tell_contradictions(found: dict[Clip, Header]) -> None:
+def warn_of_conflicts(found: dict[Clip, Header]) -> None:
     """Says which clips have the same content and different classes."""
     same: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for clip, header in found.items():

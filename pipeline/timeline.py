@@ -70,7 +70,7 @@ class _Packet(NamedTuple):
     duration: int
     size: int
     is_discard: bool
-    torn: bool
+    corrupt: bool
 
 
 def read_timeline(path: Path, max_pixels: float = math.inf, max_duration: float = math.inf) -> Timeline:
@@ -98,8 +98,8 @@ def read_timeline(path: Path, max_pixels: float = math.inf, max_duration: float 
             raise DecodeError(f"frames of {stream.width}x{stream.height} are over the limit decode.max_pixels")
         index = [entry.size for entry in stream.index_entries]
         packets = [
-            _Packet(tick_of(packet), packet.duration or 0, packet.size, packet.is_discard, torn)
-            for packet, torn in packets_of(container, stream)
+            _Packet(tick_of(packet), packet.duration or 0, packet.size, packet.is_discard, corrupt)
+            for packet, corrupt in packets_of(container, stream)
             if packet.size
         ]
         rate, second = float(stream.average_rate or stream.guessed_rate or 25), float(stream.time_base)
@@ -132,7 +132,7 @@ def read_timeline(path: Path, max_pixels: float = math.inf, max_duration: float 
         distrust = f"does not seek right in {name} with dropped frames"
     elif reorders and codec not in DECORD_REORDERS_RIGHT:
         distrust = f"does not seek right in {codec} with B-frames"
-    elif any(packet.torn for packet in packets):
+    elif any(packet.corrupt for packet in packets):
         distrust = "loses count where the container is damaged"
     elif not _plausible([packet.tick for packet in pictures], reorders):
         distrust = "would go by times that do not suit the codec"
@@ -186,13 +186,13 @@ def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -
     expected = math.inf
     with suppress(av.FFmpegError), av.logging.Capture() as log:
         for packet in container.demux(stream):
-            torn = packet.is_corrupt or any(line[1] == container.format.name for line in log)
+            corrupt = packet.is_corrupt or any(line[1] == container.format.name for line in log)
             log.clear()
             if packet.dts is not None:
-                torn, expected = torn or packet.dts > expected, packet.dts + gap
+                corrupt, expected = corrupt or packet.dts > expected, packet.dts + gap
             if previous:
-                yield previous[0], previous[1] or torn
-            previous = packet, torn
+                yield previous[0], previous[1] or corrupt
+            previous = packet, corrupt
     if previous:
         yield previous
 

@@ -14,7 +14,6 @@ import torch
 from tqdm import tqdm
 
 from pipeline.bundle import Bundle
-from pipeline.choose import choose, with_settings
 from pipeline.clip import Clip
 from pipeline.config import Config
 from pipeline.data import load_dataset
@@ -24,11 +23,12 @@ from pipeline.errors import ConfigError, KinemaError
 from pipeline.fit import Checkpoint, fit
 from pipeline.fusion import tune_fusion
 from pipeline.head import Heads
-from pipeline.loading import ClipSet, find_clips, load_reduced, tell_contradictions
+from pipeline.loading import ClipSet, find_clips, load_reduced, warn_of_conflicts
 from pipeline.progress import progress
 from pipeline.settings import to_yaml, yaml_differences
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
+from pipeline.tuning import tune, with_settings
 
 PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
 """Settings that do not change what a run learns."""
@@ -68,25 +68,25 @@ def train(config: Config, run: str) -> None:
             "give this run another name with --run, or delete that folder"
         )
 
-    tell_contradictions(found["train"] | found["val"])
+    warn_of_conflicts(found["train"] | found["val"])
     learned_from = [*found["train"], *found["val"]]
     is_train_N = torch.tensor([clip.split == "train" for clip in learned_from])
     began = time.monotonic()
     reduction, clips = load_reduced(config, store, learned_from, dataset.classes, is_train_N)
     seconds = {"load features": time.monotonic() - began}
     if config.train.auto:
-        choice = bundle.choice(identity)
-        if not choice:
+        tuning = bundle.tuning(identity)
+        if not tuning:
             tried_on = [*found["train"]]
 
             def load(learns_N: torch.Tensor) -> ClipSet:
                 return load_reduced(config, store, tried_on, dataset.classes, learns_N)[1]
 
             labels, groups = [clip.label for clip in tried_on], [clip.group for clip in tried_on]
-            choice = choose(config, load, labels, groups, device)
-            bundle.keep_choice(identity, config, choice)
-        print("tried on groups of the training split, held out in turn:", *choice.tried, sep="\n  ")
-        config = with_settings(config, choice.chosen)
+            tuning = tune(config, load, labels, groups, device)
+            bundle.keep_tuning(identity, config, tuning)
+        print("tried on groups of the training split, held out in turn:", *tuning.tried, sep="\n  ")
+        config = with_settings(config, tuning.chosen)
     bundle.begin(config, dataset.classes, found["train"] | found["val"], store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
     heads: dict[str, Heads] = {}

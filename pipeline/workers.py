@@ -135,11 +135,11 @@ class _Worker:
     """One process, the pipe to it, and the task it is busy with."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # So that no verdict falls on a task that has just been finished.
+        self.lock = threading.Lock()  # So that no process is killed for a task that has just been finished.
         self.start()
 
     def start(self) -> None:
-        self.verdict = ""  # Why the watch ended the process.
+        self.kill_reason = ""  # Why the watch ended the process.
         self.started: float | None = None
         self.pipe, theirs = context.Pipe()
         self.shelf = _Shelf(nameless_file())
@@ -168,8 +168,8 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode
             reason = f"killed by signal {-code}" if code < 0 else f"decoder exited with {code}"
-            outcome = _Death(self.verdict or reason, not self.verdict and -code in FROM_OUTSIDE)
-        if self.verdict or isinstance(outcome, _Death):
+            outcome = _Death(self.kill_reason or reason, not self.kill_reason and -code in FROM_OUTSIDE)
+        if self.kill_reason or isinstance(outcome, _Death):
             self.restart()
         return self.task, outcome
 
@@ -180,10 +180,10 @@ class _Worker:
             if self.started is None or self.pipe.poll():
                 return
             if time.monotonic() - self.started > self.task.deadline / 2:
-                self.verdict = f"timeout {self.task.deadline:g} s"
+                self.kill_reason = f"timeout {self.task.deadline:g} s"
             elif psutil.Process(self.process.pid).memory_info().rss > memory * GIB:
-                self.verdict = f"memory limit {memory:g} GiB"
-            if self.verdict:
+                self.kill_reason = f"memory limit {memory:g} GiB"
+            if self.kill_reason:
                 self.process.kill()
 
     def restart(self) -> None:

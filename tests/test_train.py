@@ -213,7 +213,7 @@ def test_heads_side_by_side_and_chosen_settings(settings_of_small_set, small_set
     assert "train.learning_rate 0.003: loss" in told
     bundle = tmp_path / "auto"
     config = (bundle / "config.yaml").read_text()
-    for name, value in json.loads((bundle / "choice.json").read_text())["chosen"].items():
+    for name, value in json.loads((bundle / "tuning.json").read_text())["chosen"].items():
         assert f"  {name.split('.')[1]}: {value}\n" in config
     assert "is trained already" in kinema("train", *settings)[0]
     _, error = kinema("train", *settings, "--train.epochs", 3, code=2)

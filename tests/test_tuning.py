@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.choose import _difference, choose, with_settings
 from pipeline.config import Config, HeadConfig, TrainConfig
 from pipeline.data import group_folds
 from pipeline.loading import ClipSet
+from pipeline.tuning import _difference, tune, with_settings
 
 GROUPS = [f"g{number // 3}" for number in range(48)]
 
@@ -18,7 +18,7 @@ def make_clips():
 
 def chosen(config, clips=None):
     clips = clips or make_clips()
-    return choose(config, lambda _: clips, clips.labels_N.tolist(), GROUPS, torch.device("cpu"))
+    return tune(config, lambda _: clips, clips.labels_N.tolist(), GROUPS, torch.device("cpu"))
 
 
 def test_no_fold_learns_from_a_group_that_it_is_tried_on():
@@ -38,17 +38,17 @@ def test_components_are_of_the_clips_that_are_learned_from_alone():
         return clips
 
     config = Config(head=HeadConfig(kind="mean", levels=2), train=TrainConfig(epochs=1))
-    choose(config, load, clips.labels_N.tolist(), GROUPS, torch.device("cpu"))
+    tune(config, load, clips.labels_N.tolist(), GROUPS, torch.device("cpu"))
     expected = ~group_folds(clips.labels_N.tolist(), GROUPS, 3, seed=0)
     assert torch.equal(torch.stack(learned), torch.from_numpy(expected))
 
 
 def test_a_hopeless_learning_rate_is_replaced():
     head = HeadConfig(kind="pyramid", levels=2)
-    choice = chosen(Config(head=head, train=TrainConfig(learning_rate=1e-7, epochs=20)))
-    assert choice.chosen["train.learning_rate"] == 3e-3
-    assert any(line.startswith("train.learning_rate 0.003") and line.endswith("taken") for line in choice.tried)
-    assert not any("head.dropout" in line for line in choice.tried)  # The pyramid has none.
+    tuning = chosen(Config(head=head, train=TrainConfig(learning_rate=1e-7, epochs=20)))
+    assert tuning.chosen["train.learning_rate"] == 3e-3
+    assert any(line.startswith("train.learning_rate 0.003") and line.endswith("taken") for line in tuning.tried)
+    assert not any("head.dropout" in line for line in tuning.tried)  # The pyramid has none.
 
 
 def test_what_makes_no_difference_is_not_taken():
@@ -57,18 +57,18 @@ def test_what_makes_no_difference_is_not_taken():
     noise = clips._replace(labels_N=clips.labels_N[torch.randperm(48)])
     head = HeadConfig(levels=2, hidden=4, sequence_components=2, dropout=0.3)
     config = Config(head=head, train=TrainConfig(learning_rate=1e-6, epochs=3))
-    choice = chosen(config, noise)
-    assert not choice.chosen
-    assert choice.tried[-1] == "kept as set: no value is better by 3.2 standard errors"  # Of 16 groups and nine tries.
-    assert any(line.startswith("head.dropout") for line in choice.tried)
-    assert with_settings(config, choice.chosen) == config
+    tuning = chosen(config, noise)
+    assert not tuning.chosen
+    assert tuning.tried[-1] == "kept as set: no value is better by 3.2 standard errors"  # Of 16 groups and nine tries.
+    assert any(line.startswith("head.dropout") for line in tuning.tried)
+    assert with_settings(config, tuning.chosen) == config
 
 
 @pytest.mark.parametrize(("lower", "is_taken"), [(3.1, False), (3.3, True)])
 def test_a_value_is_taken_if_it_is_better_than_chance_would_be_in_nine_tries(monkeypatch, lower, is_taken):
-    monkeypatch.setattr("pipeline.choose._difference", lambda *_: (lower, 1.0))
-    choice = chosen(Config(head=HeadConfig(hidden=4, levels=2), train=TrainConfig(epochs=1)))
-    assert ("head.kind" in choice.chosen) == is_taken == any(line.endswith(", taken") for line in choice.tried)
+    monkeypatch.setattr("pipeline.tuning._difference", lambda *_: (lower, 1.0))
+    tuning = chosen(Config(head=HeadConfig(hidden=4, levels=2), train=TrainConfig(epochs=1)))
+    assert ("head.kind" in tuning.chosen) == is_taken == any(line.endswith(", taken") for line in tuning.tried)
 
 
 def test_the_error_of_a_difference_counts_groups():

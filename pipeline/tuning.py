@@ -2,8 +2,8 @@
 
 Whole groups are held out in turn, the components are those of the clips that are learned from, and a head's paths have
 their default fusion weights. A value is taken if it lowers the loss on the clips held out by more than chance would.
-The difference is measured clip by clip and its error over groups; where no value makes one, in one of forty choices a
-value would be taken (Student's t, Bonferroni).
+The difference is measured clip by clip and its error over groups; where no value makes one, the chance that any is
+taken is 2.5 % (Student's t, Bonferroni).
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ CANDIDATES = {
 FOLDS = 3
 
 
-class Choice(NamedTuple):
+class Tuning(NamedTuple):
     """What is better than set, by dotted name; and what was tried and how it did, in words."""
 
     chosen: dict[str, Any]
@@ -47,9 +47,9 @@ class _Score(NamedTuple):
     right_N: np.ndarray
 
 
-def choose(
+def tune(
     config: Config, load: Callable[[torch.Tensor], ClipSet], labels: list[str], groups: list[str], device: torch.device
-) -> Choice:
+) -> Tuning:
     """Tries `CANDIDATES`.
 
     Args:
@@ -99,7 +99,7 @@ def choose(
                 config, best = candidate, scored
     if not chosen:
         tried.append(f"kept as set: no value is better by {least:.1f} standard errors")
-    return Choice(chosen, tried)
+    return Tuning(chosen, tried)
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
