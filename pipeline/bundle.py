@@ -1,7 +1,7 @@
 """The run bundle: a folder that holds all that a prediction needs, and what is known of the run.
 
-`config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `trained_on.csv` the clips that the
-heads learned from, with their groups and the digests of their files, `backbone.safetensors` the CNN,
+`config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `clips.csv` the clips of the data
+set with their splits, and the digests of the files that the heads learned from, `backbone.safetensors` the CNN,
 `model.safetensors` the heads and the reduction before them (the last to be written: with it a run is complete),
 `history.json` the epochs; after `evaluate` also `metrics.json`, `predictions.csv`, `report.md` and its pictures.
 """
@@ -19,11 +19,13 @@ import safetensors.torch
 import torch
 
 from pipeline.atomic import checksum, moved_into_place, read_json
-from pipeline.clip import Clip, Source, part_of
+from pipeline.clip import Clip, Source, clip_id, part_of
 from pipeline.config import Config
+from pipeline.data import Dataset
 from pipeline.entry import Header
 from pipeline.errors import ConfigError, KinemaError, first_line, some
 from pipeline.head import HEADS, Heads, Reduction, SequenceHead
+from pipeline.layouts import CSV_COLUMNS
 from pipeline.settings import build, to_yaml
 from pipeline.tuning import Tuning
 
@@ -36,6 +38,7 @@ class Bundle:
         self.model_file = folder / "model.safetensors"
         self.backbone_file = folder / "backbone.safetensors"
         self.config_file = folder / "config.yaml"
+        self.clips_file = folder / "clips.csv"
         self.tuning_file = folder / "tuning.json"
 
     def require_complete(self) -> None:
@@ -80,20 +83,34 @@ class Bundle:
         """The classes in the order of the logits."""
         return (self.folder / "classes.txt").read_text().splitlines()
 
-    def begin(self, config: Config, classes: list[str], clips: dict[Clip, Header], backbone_file: Path) -> None:
-        """Writes all but the heads; `clips` are those of training and validation."""
+    def begin(self, config: Config, dataset: Dataset, found: dict[Clip, Header], backbone_file: Path) -> None:
+        """Writes all but the heads; `found` are the clips of training and validation that have features."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with moved_into_place(self.config_file) as temporary:
             temporary.write_text(to_yaml(config))
-        (self.folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
-        with (self.folder / "trained_on.csv").open("w", newline="") as stream:
-            rows = ((clip.id, clip.group, header.source.sha256) for clip, header in clips.items())
-            csv.writer(stream).writerows([("clip", "group", "sha256"), *rows])
+        (self.folder / "classes.txt").write_text("".join(f"{name}\n" for name in dataset.classes))
+        with self.clips_file.open("w", newline="", errors="surrogateescape") as stream:
+            writer = csv.writer(stream)
+            writer.writerow((*CSV_COLUMNS, "sha256"))
+            for clip in dataset.clips:
+                path = os.path.relpath(clip.path, config.data.root)
+                digest = found[clip].source.sha256 if clip in found else ""
+                writer.writerow((path, clip.label, clip.group, clip.split, clip.start, clip.end, digest))
         self.backbone_file.unlink(missing_ok=True)
         try:
             os.link(backbone_file, self.backbone_file)  # Costs no space on the same disk.
         except OSError:
             shutil.copyfile(backbone_file, self.backbone_file)
+
+    def dataset(self, root: Path) -> Dataset:
+        """Returns the clips of the training's data set, each in the split that it had then.
+
+        Raises:
+            ConfigError: there is no folder `root`.
+        """
+        if not root.is_dir():
+            raise ConfigError(f"data.root: no such folder: {root.absolute()}; --data.root names that of the videos")
+        return Dataset([clip for clip, _ in self._clips(root)], self.classes, json.loads(self.trained()["split"]))
 
     def require_unseen(self, classes: list[str], clips: list[Clip]) -> None:
         """Checks that test clips are of the run's classes, and neither they nor others of their groups learned from.
@@ -107,7 +124,7 @@ class Bundle:
                 f"{self.folder}: the data set has other classes now than in training: {changed}; train a new run"
             )
         trained_on = self._trained_on()
-        groups, names = ({row[column] for row in trained_on} for column in ("group", "clip"))
+        groups, names = {clip.group for clip in trained_on}, {clip.id for clip in trained_on}
         seen = [clip.id for clip in clips if clip.group in groups or clip.id in names]
         if seen:
             raise KinemaError(
@@ -120,18 +137,31 @@ class Bundle:
         """Returns the ids of those clips whose file is a copy of one that the run learned from, and what they copy: the
         same part of it, if that was learned from."""
         trained_on = self._trained_on()
-        of_file = {row["sha256"]: row["clip"] for row in trained_on}
-        of_part = {(row["sha256"], part_of(row["clip"])): row["clip"] for row in trained_on}
+        of_file = {digest: clip.id for clip, digest in trained_on.items()}
+        of_part = {(digest, part_of(clip.id)): clip.id for clip, digest in trained_on.items()}
         digests = {clip.id: header.source.sha256 for clip, header in clips.items()}
         return {
-            clip_id: of_part.get((digest, part_of(clip_id)), of_file[digest])
-            for clip_id, digest in digests.items()
+            name: of_part.get((digest, part_of(name)), of_file[digest])
+            for name, digest in digests.items()
             if digest in of_file
         }
 
-    def _trained_on(self) -> list[dict[str, str]]:
-        with (self.folder / "trained_on.csv").open(newline="") as stream:
-            return list(csv.DictReader(stream))
+    def _clips(self, root: Path) -> list[tuple[Clip, str]]:
+        """Reads the clips of the data set, and the digests of the files of those that were learned from, else ''."""
+        clips = []
+        try:
+            with self.clips_file.open(newline="", errors="surrogateescape") as stream:
+                for row in csv.DictReader(stream):
+                    start, end = (float(row[name]) if row[name] else None for name in ("start", "end"))
+                    name, path = clip_id(row["path"], start, end), root / row["path"]
+                    of_clip = {column: row[column] for column in ("label", "group", "split")}
+                    clips.append((Clip(id=name, path=path, start=start, end=end, **of_clip), row["sha256"]))
+        except FileNotFoundError:
+            raise KinemaError(f"{self.folder}: {self.clips_file.name} is missing; train it again") from None
+        return clips
+
+    def _trained_on(self) -> dict[Clip, str]:
+        return {clip: digest for clip, digest in self._clips(Path()) if digest}
 
     def finish(
         self,
@@ -140,18 +170,20 @@ class Bundle:
         history: dict[str, Any],
         identity: str,
         fingerprint: str,
+        split: int | str,
     ) -> None:
         """Writes the heads, the reduction before them, and the history of their training."""
         (self.folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
         states = {part: module.state_dict() for part, module in {"reduction": reduction, **heads}.items()}
         tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
         with moved_into_place(self.model_file) as temporary:
-            about = {"identity": identity, "fingerprint": fingerprint, "backbone_sha256": self._cnn()}
+            about = {"identity": identity, "fingerprint": fingerprint, "split": json.dumps(split)}
+            about |= {"backbone_sha256": self._cnn()}
             temporary.write_bytes(safetensors.torch.save(tensors, about | {"checksum": _checksum(tensors, about)}))
 
     def trained(self) -> dict[str, str]:
-        """Returns what the heads were trained on: the `identity` of all, and the `fingerprint` of the features; nothing
-        if they are not trained yet."""
+        """Returns what the heads were trained on: the `identity` of all, the `fingerprint` of the features, and which
+        `split`, in JSON; nothing if they are not trained yet."""
         if not self.model_file.exists():
             return {}
         with self._open() as file:

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import printable
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
@@ -23,12 +25,18 @@ class Clip:
     end: float | None = None
 
 
+def clip_id(name: str, start: float | None = None, end: float | None = None) -> str:
+    """Returns the id of a file, by its name below the data root, or of a part of it."""
+    part = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
+    return printable(name) + part
+
+
 SECONDS = r"\d[\d.]*(?:e[+-]?\d+)?"
 
 
-def part_of(clip_id: str) -> str:
+def part_of(name: str) -> str:
     """Returns the `@start-end` of a clip's id; nothing where the whole file is meant."""
-    return re.search(f"(@{SECONDS}-({SECONDS})?)?$", clip_id)[0]
+    return re.search(f"(@{SECONDS}-({SECONDS})?)?$", name)[0]
 
 
 @dataclass(frozen=True)

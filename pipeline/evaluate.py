@@ -33,11 +33,12 @@ THUMBNAILS = 64
 
 
 def evaluate(run: Path, overrides: dict[str, str]) -> None:
-    """Measures the run's head, the mean of frames and the majority class on the test split.
+    """Measures the run's head, the mean of frames and the majority class on the test clips of the training's data set,
+    or on those of another, whose report goes to a folder of its own.
 
     Args:
         run: the bundle's folder.
-        overrides: settings by dotted name, for data that have moved.
+        overrides: settings by dotted name; `data.root` for data that have moved, others of `data` for another data set.
 
     Raises:
         KinemaError: the bundle is incomplete, or test features are missing.
@@ -46,8 +47,12 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     bundle.require_complete()
     config = bundle.config(overrides)
     device = resolve_device(config.device)
-    dataset = load_dataset(config.data)
-    bundle.require_unseen(dataset.classes, dataset.of("test"))
+    if any(name.startswith("data.") and name != "data.root" for name in overrides):
+        dataset, folder = load_dataset(config.data), run / "other_data"
+        bundle.require_unseen(dataset.classes, dataset.of("test"))
+        folder.mkdir(exist_ok=True)
+    else:
+        dataset, folder = bundle.dataset(config.data.root), run
     history = read_json(run / "history.json")
     reduction, heads = bundle.load(config, device)
     store = FeatureStore(config.store / bundle.trained()["fingerprint"], config.decode.partial)
@@ -69,6 +74,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         if part_of(name) == part_of(copied) and label_of.get(copied, label_of[name]) != label_of[name]
     ]
     about = {
+        "data": str(config.data.lists or config.data.root),
         "split": dataset.split,
         "n_clips": len(clips),
         "n_groups": len(set(groups)),
@@ -85,14 +91,13 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     result["baselines"] = {name: values for name, values in measured.items() if name != kind}
     if config.train.heads > 1:
         result["top1_of_each_head"] = [float((each_NC.argmax(1) == labels_N).mean()) for each_NC in each[kind]]
-    if kind != "mean":
-        gains_N = (predicted_N == labels_N).astype(float) - (logits["mean"].argmax(1) == labels_N)
-        result["gain_over_mean"] = float(gains_N.mean())
-        result["gain_over_mean_ci95"] = metrics.group_interval(gains_N, groups)
+    for name, baseline in result["baselines"].items():
+        gains_N = (predicted_N == labels_N).astype(float) - (logits[name].argmax(1) == labels_N)
+        baseline |= {"gain": float(gains_N.mean()), "gain_ci95": metrics.group_interval(gains_N, groups)}
     result["per_class"] = metrics.per_class(predicted_N, labels_N, dataset.classes)
     result["most_confused"] = metrics.most_confused(predicted_N, labels_N, dataset.classes)
 
-    (run / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     probabilities_NC = torch.from_numpy(logits[kind]).softmax(1).numpy()
     rows = [
         {
@@ -107,26 +112,31 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         }
         for number, clip in enumerate(clips)
     ]
-    with (run / "predictions.csv").open("w", newline="") as stream:
+    with (folder / "predictions.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    report.write_report(run, result, matrix_CC, history)
+    report.write_report(folder, result, rows, matrix_CC, history)
 
     print(report.provenance(result))
     print(report.summary_table(result))
-    if kind != "mean":
-        print(report.gain_line(result))
+    for line in report.gain_lines(result):
+        print(line)
     if config.train.heads > 1:
         print(report.heads_line(result))
     if copies:
         print(report.copies_line(result))
-    print(f"report: {run / 'report.md'}")
-    _track(config, bundle, result, rows, clips)
+    print(f"report: {folder / 'report.md'}")
+    _track(config, bundle, folder / "confusion.png", result, rows, clips)
 
 
 def _track(
-    config: Config, bundle: Bundle, result: dict[str, Any], rows: list[dict[str, Any]], clips: list[Clip]
+    config: Config,
+    bundle: Bundle,
+    confusions: Path,
+    result: dict[str, Any],
+    rows: list[dict[str, Any]],
+    clips: list[Clip],
 ) -> None:
     """Logs the evaluation to W&B: numbers, confusion matrix, per-class table, predictions with a picture each."""
     if config.tracking == "off":
@@ -139,7 +149,7 @@ def _track(
 
     numbers = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     for name, baseline in result["baselines"].items():
-        numbers |= {f"{name}/{key}": baseline[key] for key in ("top1", "top5", "mean_class", "macro_f1")}
+        numbers |= {f"{name}/{key}": baseline[key] for key in ("top1", "top5", "mean_class", "macro_f1", "gain")}
     tracker.summary(numbers)
     classes = wandb.Table(list(result["per_class"][0]), [list(row.values()) for row in result["per_class"]])
     shown = dict(list(zip(clips, rows, strict=True))[:: -(-len(clips) // THUMBNAILS)])
@@ -153,7 +163,7 @@ def _track(
         predictions.add_data(picture, clip.id, row["label"], row["predicted"], row["probability"])
     tracker.log(
         {
-            "confusion": wandb.Image(str(bundle.folder / "confusion.png")),
+            "confusion": wandb.Image(str(confusions)),
             "classes": classes,
             "predictions": predictions,
         }

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.clip import Clip
+from pipeline.clip import Clip, clip_id
 from pipeline.config import DataConfig
 from pipeline.errors import ConfigError, KinemaError, printable, some
 from pipeline.settings import nearest
@@ -21,6 +21,8 @@ HIDDEN = (".", "__MACOSX")
 """How names begin that are not the user's: macOS leaves `._clip.mp4` beside a clip, which is no video."""
 SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validate", "validation"), "val")}
 """What the splits are called by others."""
+CSV_COLUMNS = "path", "label", "group", "split", "start", "end"
+"""Of a list in CSV; all but the first two may be left out."""
 
 
 def read_clips(config: DataConfig) -> tuple[list[Clip], list[str], int | str]:
@@ -267,8 +269,9 @@ def _split(name: str, where: str) -> str:
 
 
 def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
-    """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds."""
-    rows = list(_rows(config, ("path", "label"), known=("path", "label", "group", "split", "start", "end")))
+    """Header `path,label[,group,split,start,end]`; paths relative to the root, times in seconds. A column `sha256`, as
+    the list of a run has it, is not read."""
+    rows = list(_rows(config, ("path", "label"), known=(*CSV_COLUMNS, "sha256")))
     for column in ("group", "split"):
         empty = [where for where, row in rows if not row.get(column)]
         if 0 < len(empty) < len(rows):
@@ -278,11 +281,10 @@ def _read_csv(config: DataConfig) -> tuple[list[Clip], list[str]]:
         name, path = _below(config.root, row["path"], where)
         label = printable(row["label"])
         start, end = _segment(row, where, "start", "end")
-        part = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
         split = _split(row["split"], where) if row.get("split") else ""
         group = row.get("group") or group_of(name, label)
-        clip_id = name + part
-        clips.append(Clip(id=clip_id, path=path, label=label, group=group, split=split, start=start, end=end))
+        name = clip_id(name, start, end)
+        clips.append(Clip(id=name, path=path, label=label, group=group, split=split, start=start, end=end))
     return clips, []
 
 
@@ -306,18 +308,11 @@ def _read_kinetics(config: DataConfig) -> tuple[list[Clip], list[str]]:
         if path is None:
             absent.append(stem)
             continue
-        name = printable(path.relative_to(config.root).as_posix())
-        clips.append(
-            Clip(
-                id=name if trimmed else f"{name}@{start}-{end}",
-                path=path,
-                label=printable(row["label"]),
-                group=row["youtube_id"],
-                split=split,
-                start=None if trimmed else start,
-                end=None if trimmed else end,
-            )
-        )
+        if trimmed:
+            start = end = None
+        name = clip_id(path.relative_to(config.root).as_posix(), start, end)
+        label, group = printable(row["label"]), row["youtube_id"]
+        clips.append(Clip(id=name, path=path, label=label, group=group, split=split, start=start, end=end))
     if unlabelled:
         print(f"{config.lists}: {unlabelled} rows have no label and are left out")
     if absent:

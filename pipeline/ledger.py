@@ -4,6 +4,7 @@ import functools
 import json
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +45,11 @@ class Ledger:
     def failures(self) -> dict[str, dict[str, Any]]:
         """Returns the last line of each clip whose file is still as it was, by clip id."""
         return {name: line for name, line in self.lines().items() if line["state"] == _state(Path(line["path"]))}
+
+    def of(self, clips: Iterable[Clip]) -> set[Clip]:
+        """Returns those clips that could not be read, as their files are now, wherever they were then."""
+        lines = self.lines()
+        return {clip for clip in clips if clip.id in lines and lines[clip.id]["state"] == _state(clip.path)}
 
     def given_up(self) -> set[str]:
         """Returns the ids of clips that ended two processes and whose file is still the same."""

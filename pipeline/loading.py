@@ -38,7 +38,8 @@ class ClipSet(NamedTuple):
 def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
     """Finds the clips of a split that have features.
 
-    Clips in the failure ledger are left out and counted by class on the terminal, as partial ones are.
+    Clips in the failure ledger, and those whose file is gone since a run was trained, are left out and counted by class
+    on the terminal, as partial ones are.
 
     Args:
         store: where the features are.
@@ -51,14 +52,17 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
             read.
     """
     headers = {clip: store.find(clip) for clip in dataset.of(split)}
-    unreadable = store.ledger.failures()
-    if never := [clip for clip, header in headers.items() if not header and clip.id not in unreadable]:
+    gone = [clip for clip, header in headers.items() if not header and not clip.path.exists()]
+    unreadable = store.ledger.of(headers)
+    if never := [clip for clip, header in headers.items() if not header and clip not in unreadable.union(gone)]:
         raise _without_features(store, never)
     found = {clip: header for clip, header in headers.items() if header}
     if len(found) < len(headers):
         missing = Counter(clip.label for clip in headers if clip not in found)
         by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
         told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
+        if gone:
+            told += f", {len(gone)} of them are not there any more, such as {gone[0].path}"
         if missing.total() > (allowed := math.ceil(round(max_missing * len(headers), 6))):
             raise KinemaError(
                 f"{told}, and --max-missing {max_missing:g} allows {allowed}; "

@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
+from pipeline.errors import printable
+
 matplotlib.rcParams["text.parse_math"] = False  # A class may be named `$5`.
 
 NAMES = {
@@ -24,6 +26,8 @@ NAMES = {
     "mean": "mean of frames",
     "majority": "majority class",
 }
+WRONG_ANSWERS = 20
+"""How many are listed."""
 
 
 def summary_table(metrics: dict[str, Any]) -> str:
@@ -43,22 +47,22 @@ def summary_table(metrics: dict[str, Any]) -> str:
 def provenance(metrics: dict[str, Any]) -> str:
     """Says in a line on what the numbers were measured."""
     missing = f", {metrics['n_missing']} clips unreadable and not counted" if metrics["n_missing"] else ""
-    return (
-        f"test split {metrics['split']}: {metrics['n_clips']} clips in {metrics['n_groups']} groups, none of them in "
-        f"training{missing}; seed {metrics['seed']}; intervals by bootstrap over groups"
-    )
+    counts = f"{metrics['n_clips']} clips in {metrics['n_groups']} groups, none of them in training{missing}"
+    data = f"{printable(metrics['data'])}, test split {metrics['split']}"
+    return f"{data}: {counts}; seed {metrics['seed']}; intervals by bootstrap over groups"
 
 
-def write_report(folder: Path, metrics: dict[str, Any], matrix_CC: np.ndarray, history: dict[str, Any]) -> None:
-    """Writes report.md, confusion.png and curves.png."""
+def write_report(
+    folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]], matrix_CC: np.ndarray, history: dict[str, Any]
+) -> None:
+    """Writes report.md, confusion.png and curves.png; `rows` are those of predictions.csv."""
     classes = [row["class"] for row in metrics["per_class"]]
     draw_confusions(folder / "confusion.png", matrix_CC, classes)
     draw_curves(folder / "curves.png", history)
     lines = [f"# {folder.name}", "", provenance(metrics), "", summary_table(metrics), ""]
     if metrics["n_copies"]:
         lines += [copies_line(metrics), ""]
-    if "gain_over_mean" in metrics:
-        lines += [gain_line(metrics), ""]
+    lines += [line for gain in gain_lines(metrics) for line in (gain, "")]
     if "top1_of_each_head" in metrics:
         lines += [heads_line(metrics), ""]
     lines += ["## Most confused", "", "| class | taken for | clips |", "|:--|:--|--:|"]
@@ -66,7 +70,16 @@ def write_report(folder: Path, metrics: dict[str, Any], matrix_CC: np.ndarray, h
         f"| {_cell(pair['class'])} | {_cell(pair['taken_for'])} | {pair['clips']} |"
         for pair in metrics["most_confused"]
     ]
-    lines += ["", "![confusion matrix](confusion.png)", "", "## Classes", ""]
+    lines += ["", "![confusion matrix](confusion.png)", ""]
+    wrong = [row for row in rows if row["predicted"] != row["label"]]
+    if wrong:
+        lines += ["## Surest of the wrong answers", "", "All answers are in predictions.csv.", ""]
+        lines += ["| clip | class | taken for | probability |", "|:--|:--|:--|--:|"]
+    lines += [
+        f"| {_cell(row['clip'])} | {_cell(row['label'])} | {_cell(row['predicted'])} | {row['probability']:.2f} |"
+        for row in sorted(wrong, key=lambda row: -row["probability"])[:WRONG_ANSWERS]
+    ]
+    lines += ["", "## Classes", ""]
     lines += ["| class | recall | precision | F1 | clips |", "|:--|--:|--:|--:|--:|"]
     lines += [
         f"| {_cell(row['class'])} | {row['recall']:.3f} | {row['precision']:.3f} | {row['f1']:.3f} | {row['clips']} |"
@@ -79,15 +92,19 @@ def write_report(folder: Path, metrics: dict[str, Any], matrix_CC: np.ndarray, h
 
 
 def _cell(name: str) -> str:
-    """A class name in a Markdown table: neither HTML nor the end of the cell."""
+    """A name in a Markdown table: neither HTML nor the end of the cell."""
     return html.escape(name).replace("|", "&#124;")
 
 
-def gain_line(metrics: dict[str, Any]) -> str:
-    """Says by how much the head beats the mean of frames on the same clips."""
-    interval = metrics["gain_over_mean_ci95"]
-    span = f", 95 % interval {interval[0]:+.3f} to {interval[1]:+.3f}" if interval else ""
-    return f"{NAMES[metrics['head']]} against mean of frames, clip by clip: {metrics['gain_over_mean']:+.3f}{span}"
+def gain_lines(metrics: dict[str, Any]) -> list[str]:
+    """Says by how much the head beats the other trained classifiers, on the same clips."""
+    lines = []
+    for kind, values in metrics["baselines"].items():
+        if kind != "majority":
+            interval = values["gain_ci95"]
+            span = f", 95 % interval {interval[0]:+.3f} to {interval[1]:+.3f}" if interval else ""
+            lines.append(f"{NAMES[metrics['head']]} against {NAMES[kind]}, clip by clip: {values['gain']:+.3f}{span}")
+    return lines
 
 
 def copies_line(metrics: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ def train(config: Config, run: str) -> None:
             bundle.keep_tuning(identity, config, tuning)
         print("tried on groups of the training split, held out in turn:", *tuning.tried, sep="\n  ")
         config = with_settings(config, tuning.chosen)
-    bundle.begin(config, dataset.classes, found["train"] | found["val"], store.backbone_file)
+    bundle.begin(config, dataset, found["train"] | found["val"], store.backbone_file)
     tracker = Tracker(config, bundle.folder, "train")
     heads: dict[str, Heads] = {}
     history: dict[str, list[dict[str, float]]] = {}
@@ -128,7 +128,7 @@ def train(config: Config, run: str) -> None:
     for kind, some in heads.items():
         for head in some:
             head.load_state_dict(fusion_weights[kind], strict=False)
-    bundle.finish(reduction, heads, history, identity, store.fingerprint)
+    bundle.finish(reduction, heads, history, identity, store.fingerprint, dataset.split)
     seconds |= {name: sum(record["seconds"] for record in records) for name, records in history.items()}
     tracker.summary({f"seconds/{name}": value for name, value in seconds.items()})
     for name in history:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,10 @@ from safetensors.torch import load_file
 
 from pipeline.bundle import Bundle
 from pipeline.clip import Clip, Source
+from pipeline.config import DataConfig
+from pipeline.data import load_dataset
 from pipeline.entry import Header
+from pipeline.layouts import CSV_COLUMNS
 from pipeline.predict import Predictor
 from pipeline.workers import Failure
 
@@ -112,13 +116,51 @@ def test_evaluation_refuses_clips_of_groups_trained_on(trained):
 
 
 def test_evaluation_refuses_clips_trained_on_under_another_group(small_set, trained, tmp_path):
-    with (trained / "trained_on.csv").open() as stream:
-        learned = {row["clip"] for row in csv.DictReader(stream)}
+    with (trained / "clips.csv").open() as stream:
+        learned = {row["path"] for row in csv.DictReader(stream) if row["sha256"]}
     names = [path.relative_to(small_set / "videos").as_posix() for path in (small_set / "videos").glob("*/*")]
     rows = [(name, name.split("/")[0], f"new {name}", "test" if name in learned else "train") for name in names]
     lists = write_csv(tmp_path / "clips.csv", ("path", "label", "group", "split"), *rows)
     _, error = kinema("evaluate", trained, "--data.lists", lists, code=1)
     assert "32 of 32 test clips, or others of their groups, were trained on" in error
+
+
+def test_a_run_keeps_its_split_while_the_data_change(small_set, settings_of_small_set, extracted, tmp_path):
+    videos = shutil.copytree(small_set / "videos", tmp_path / "videos")
+    shutil.copytree(small_set / "features", tmp_path / "features")
+    settings = [*settings_of_small_set, "--store", tmp_path / "features", "--runs", tmp_path, "--train.epochs", 1]
+    settings[:4] = ["--data.root", videos]  # No lists: a folder per class.
+    kinema("extract", *settings)
+    kinema("train", *settings, "--run", "run")
+    before = json.loads((evaluated(tmp_path / "run") / "metrics.json").read_text())
+    listed = load_dataset(DataConfig(root=videos, lists=tmp_path / "run" / "clips.csv"))
+    assert listed.clips == load_dataset(DataConfig(root=videos)).clips
+
+    listed.of("test")[0].path.unlink()
+    learned = listed.of("train")[0].path
+    learned.rename(learned.with_stem("renamed"))
+    touch(videos, *(f"New/{number}.mp4" for number in range(5)))
+    out, _ = kinema("evaluate", tmp_path / "run")
+    assert "could not be read" in out and "1 of them are not there any more" in out
+    after = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (after["n_clips"], after["n_missing"]) == (before["n_clips"] - 1, 1)
+
+
+def evaluated(run):
+    kinema("evaluate", run)
+    return run
+
+
+def test_another_data_set_has_a_report_of_its_own(trained, small_set, tmp_path):
+    """Here half of the test clips."""
+    before = (trained / "metrics.json").read_bytes()
+    with (trained / "clips.csv").open() as stream:
+        rows = [tuple(row.values()) for row in csv.DictReader(stream)]
+    half = [row for row in rows if row[3] != "test" or row[2] == "g01"]
+    lists = write_csv(tmp_path / "half.csv", (*CSV_COLUMNS, "sha256"), *half)
+    out, _ = kinema("evaluate", trained, "--data.lists", lists)
+    assert f"{lists}, test split given: 8 clips" in out and (trained / "metrics.json").read_bytes() == before
+    assert json.loads((trained / "other_data" / "metrics.json").read_text())["n_clips"] == 8
 
 
 def test_evaluation_refuses_other_classes(trained, tmp_path):
@@ -162,8 +204,8 @@ def test_copies_of_trained_clips_are_told_and_the_majority_is_of_training(small_
 
 
 def test_a_copy_is_of_the_same_part_if_that_was_learned_from(tmp_path):
-    rows = [(f"x.mp4{part}", "g", "digest") for part in ("@0-2.0", "@2.0-4.0")]
-    write_csv(tmp_path / "trained_on.csv", ("clip", "group", "sha256"), *rows)
+    rows = [("x.mp4", "a", "g", "train", start, start + 2, "digest") for start in (0, 2)]
+    write_csv(tmp_path / "clips.csv", (*CSV_COLUMNS, "sha256"), *rows)
     tested = [Clip(id=f"y.mp4{part}", path=tmp_path, label="", group="") for part in ("@0-2.0", "")]
     header = Header("", 1, 1, Source("", 1, 1, "digest"))
     copies = Bundle(tmp_path).copies(dict.fromkeys(tested, header))
