@@ -72,7 +72,7 @@ def choose(
     key = ", ".join([machine, *versions, *engines, *precisions, identity])
     remembered = _remembered()
     if key not in remembered:
-        print("trying which engine suits this machine, once ...", file=sys.stderr)
+        print(f"trying which engine suits this machine, once; {_memory()} remembers it ...", file=sys.stderr)
         frames = _photographs(shape, batch_size(device) // 2)
         expected = start(network, device, "torch", "fp32", shape)(frames).astype(np.float32)
         measured = []
@@ -90,11 +90,12 @@ def choose(
         if not measured:
             raise refusal
         right = [choice for choice in measured if choice.cosine >= LEAST_COSINE] or measured
-        remembered[key] = max(right, key=lambda choice: choice.rate)
+        # What another process has found meanwhile stays, so that both go on with the same engine.
+        remembered = {key: max(right, key=lambda choice: choice.rate)} | _remembered()
         with suppress(OSError):  # Then it is measured again the next time.
             _memory().parent.mkdir(parents=True, exist_ok=True)
             with moved_into_place(_memory()) as temporary:
-                temporary.write_text(json.dumps(_remembered() | {key: remembered[key]}, indent=1))
+                temporary.write_text(json.dumps(remembered, indent=1))
     return remembered[key]
 
 

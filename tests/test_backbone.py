@@ -1,5 +1,6 @@
 import importlib.util
 import itertools
+import json
 import math
 import pickle
 import sys
@@ -137,8 +138,20 @@ def test_an_engine_is_chosen_once_and_only_if_it_is_right(tmp_path, monkeypatch,
     choices = [engines.choose(network, CPU, "auto", "auto", shape, "one layer") for _ in range(2)]
     assert choices[0] == choices[1] and choices[0].cosine >= 0.999
     assert capsys.readouterr().err.count("trying which engine") == 1
+    memory = tmp_path / "kinema" / "engines.json"
+    [key] = json.loads(memory.read_text())
+    memory.unlink()
+    of_another_process, measure = ("torch", "fp32", 1.0, 1.0), engines._measure
+
+    def measure_meanwhile(*arguments):
+        memory.write_text(json.dumps({key: of_another_process}))
+        return measure(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "_measure", measure_meanwhile)
+        assert engines.choose(network, CPU, "auto", "auto", shape, "one layer") == of_another_process
     for damaged in ("damaged", "[]", '{"key": 1}'):
-        (tmp_path / "kinema" / "engines.json").write_text(damaged)
+        memory.write_text(damaged)
         assert engines.choose(network, CPU, "torch", "fp32", shape, "one layer").engine == "torch"
 
 
