@@ -72,8 +72,8 @@ def check_leaks(clips: list[Clip]) -> None:
 
 
 def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
-    """Stops where a class has no clip to learn from; says which cannot be tested, which go by almost the same name, and
-    if there is one alone.
+    """Stops where a class has no clip to learn from; says which cannot be validated or tested, which go by almost the
+    same name, and if there is one alone.
 
     `cut` says whether the test clips were chosen here.
     """
@@ -84,17 +84,25 @@ def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
         alike[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(repr(name))
     if twins := [" and ".join(names) for names in alike.values() if len(names) > 1]:
         print(f"classes by almost the same name: {some(twins)}; if they are one, rename the folder or the label")
-    absent = {
-        split: sorted({*classes} - {clip.label for clip in clips if clip.split == split}) for split in ("train", "test")
-    }
     groups = {name: len({clip.group for clip in clips if clip.label == name}) for name in classes}
-    counted = {split: [f"{name} (groups: {groups[name]})" for name in names] for split, names in absent.items()}
-    remedy = "a class needs clips of three groups (recordings) or more"
-    remedy += "; another --data.split_seed may cut better" if cut else ", in the splits that the data set brings"
-    if absent["train"]:
-        raise KinemaError(f"no training clip of {some(counted['train'])} is left; {remedy}")
-    if absent["test"]:
-        print(f"the test split has no clip of {some(counted['test'], 8)}, so nothing is known of them; {remedy}")
+    consequences = {
+        "train": "there is nothing to learn it from",
+        "val": "training is not watched on it",
+        "test": "nothing is known of it",
+    }
+    for split, consequence in consequences.items():
+        absent = sorted({*classes} - {clip.label for clip in clips if clip.split == split})
+        remedy = "a class needs clips of three groups (recordings) or more"
+        if not cut:
+            remedy += ", in the splits that the data set brings"
+        elif any(groups[name] >= 3 for name in absent):
+            remedy += "; another --data.split_seed may cut better"
+        lacks = f"the {split} split has no clip of {some([f'{name} (groups: {groups[name]})' for name in absent], 8)}"
+        told = f"{lacks}, so {consequence}; {remedy}"
+        if absent and split == "train":
+            raise KinemaError(told)
+        if absent:
+            print(told)
 
 
 def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:

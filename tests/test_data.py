@@ -79,11 +79,13 @@ def test_too_few_groups_are_counted(tmp_path):
 def test_classes_that_cannot_be_learned_or_tested_are_named(tmp_path, capsys):
     rows = [("path", "label", "split"), ("0.mp4", "a", "train"), ("1.mp4", "a", "train"), ("2.mp4", "b", "test")]
     touch(tmp_path, *(f"{number}.mp4" for number in range(6)))
-    with pytest.raises(KinemaError, match=r"no training clip of b \(groups: 1\) is left"):
+    with pytest.raises(KinemaError, match=r"the train split has no clip of b \(groups: 1\), so"):
         load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
     rows += [("3.mp4", "c", "train"), ("4.mp4", "b", "train"), ("5.mp4", "c", "train")]
     load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
-    assert "the test split has no clip of a (groups: 2), c (groups: 2), so nothing" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "the test split has no clip of a (groups: 2), c (groups: 2), so nothing" in told
+    assert "the val split has no clip of b (groups: 2), so training" in told
 
 
 @pytest.mark.parametrize("seed", range(8))
