@@ -13,8 +13,11 @@ import pipeline
 
 from conftest import REPOSITORY
 
-BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+OF_PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 THIS_VERY_TEST = "make test"
+AS_TEXT = {"capture_output": True, "text": True}
 
 
 @pytest.mark.slow
@@ -45,11 +48,17 @@ def test_the_commands_of_the_readme(tmp_path):
         if "folder.yaml" in block:  # The demo's clips play the part of the user's own.
             shutil.copytree(copy / "data/demo/videos", copy / "data/videos")
         block = block.replace(THIS_VERY_TEST, "")
-        done = subprocess.run(["bash", "-ec", block], cwd=copy, env=environment, capture_output=True, text=True)
+        done = subprocess.run(["bash", "-ec", block], cwd=copy, env=environment, **AS_TEXT)
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         outputs.append(done.stdout)
     assert "40 done, 0 skipped, 0 failed" in outputs[0] and "BiLSTM" in outputs[0]
     assert json.loads(outputs[1])["top"][0]["probability"] > 0
+    for code in OF_PYTHON:
+        code = "from pathlib import Path\n" + code.replace('"garden.mp4"', '*Path("data/demo/videos/Grow").iterdir()')
+        done = subprocess.run([copy / ".venv/bin/python", "-"], cwd=copy, env=environment, input=code, **AS_TEXT)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        outputs.append(done.stdout)
+    assert "No such file" in outputs[-2] and outputs[-2].count("\n") == 6
     for run in ("demo", "mine"):
         assert json.loads((copy / "data/runs" / run / "metrics.json").read_text())["n_clips"] > 0
 
