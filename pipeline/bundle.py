@@ -49,10 +49,12 @@ class Bundle:
             KinemaError: a file of it is missing.
         """
         if not self.folder.is_dir():
-            raise ConfigError(f"{self.folder}: no such run folder; kinema train makes one")
+            raise ConfigError(f"{self.folder}: no such folder of a run, such as data/runs/demo; kinema train makes one")
         for file in (self.config_file, self.folder / "classes.txt", self.backbone_file, self.model_file):
             if not file.is_file():
-                raise KinemaError(f"{self.folder}: {file.name} is missing, so training has not ended; train it again")
+                raise KinemaError(
+                    f"{self.folder}: {file.name} is missing: training has not ended; start it again to go on"
+                )
 
     def asked(self) -> str:
         """Returns the settings that the run was asked for, as YAML; an empty text if there is no run yet."""

@@ -23,7 +23,7 @@ from pipeline.data import load_dataset
 from pipeline.device import resolve_device
 from pipeline.fit import classify
 from pipeline.frames import ResizeAndCrop, read_frames
-from pipeline.loading import find_clips, load_clips
+from pipeline.loading import find_clips, load_clips, warn_of_conflicts
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
 from pipeline.workers import Failure, run_isolated, warm_up
@@ -47,16 +47,17 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     bundle.require_complete()
     config = bundle.config(overrides)
     device = resolve_device(config.device)
+    history = read_json(run / "history.json")
+    reduction, heads = bundle.load(config, device)
     if any(name.startswith("data.") and name != "data.root" for name in overrides):
         dataset, folder = load_dataset(config.data), run / "other_data"
         bundle.require_unseen(dataset.classes, dataset.of("test"))
         folder.mkdir(exist_ok=True)
     else:
         dataset, folder = bundle.dataset(config.data.root), run
-    history = read_json(run / "history.json")
-    reduction, heads = bundle.load(config, device)
     store = FeatureStore(config.store / bundle.trained()["fingerprint"], config.decode.partial)
     found = find_clips(store, dataset, "test", config.max_missing)
+    warn_of_conflicts(found)
     clips, copies = list(found), bundle.copies(found)
     test = load_clips(store, clips, dataset.classes, reduction)
     labels_N, groups = test.labels_N.numpy(), [clip.group for clip in clips]

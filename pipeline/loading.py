@@ -155,5 +155,5 @@ def _padded(entries: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
 def _without_features(store: FeatureStore, clips: list[Clip]) -> KinemaError:
     return KinemaError(
         f"{len(clips)} {clips[0].split} clips have no valid features in {store.folder} (first: {clips[0].id}); "
-        "run kinema extract with the same config"
+        "run kinema extract with the same settings, which computes only what is missing"
     )

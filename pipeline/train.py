@@ -68,6 +68,9 @@ def train(config: Config, run: str) -> None:
             "give this run another name with --run, or delete that folder"
         )
 
+    for split in ("train", "val", "test"):
+        clips_of = dataset.of(split)
+        print(f"{split}: {len(clips_of)} clips in {len({clip.group for clip in clips_of})} groups")
     warn_of_conflicts(found["train"] | found["val"])
     learned_from = [*found["train"], *found["val"]]
     is_train_N = torch.tensor([clip.split == "train" for clip in learned_from])
@@ -148,6 +151,8 @@ def _digest(settings: str, found: dict[str, dict[Clip, Header]]) -> str:
 
 
 def _tell(bar: tqdm, tracker: Tracker, name: str, record: dict[str, float]) -> None:
+    if not bar.n:
+        bar.initial = bar.n = record["epoch"] - 1  # What a stopped run has done is not counted in the rate.
     shown = ("loss", "val_loss", "val_top1")
     bar.set_postfix_str(", ".join(f"{key} {record[key]:.3f}" for key in shown if key in record), False)
     bar.update(record["epoch"] - bar.n)

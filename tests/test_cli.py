@@ -57,7 +57,7 @@ def test_wrong_arguments(tmp_path):
     fails(2, "data.split: input should be less than or equal to 3, got '4'", "train", "--data.split", "4")
     fails(2, "invalid choice: 'trian'", "trian")
     fails(2, f"no such folder: {Path.cwd()}/nowhere", "extract", "--data.root", "nowhere")
-    fails(2, "no such run folder", "evaluate", tmp_path / "none")
+    fails(2, "no such folder of a run", "evaluate", tmp_path / "none")
     fails(2, "--train.seed has no effect on kinema evaluate", "evaluate", tmp_path / "none", "--train.seed", "3")
     for device in ("cuda:99", "meta"):
         fails(2, f"device '{device}' cannot be used here", "extract", "--data.root", tmp_path, "--device", device)
