@@ -8,7 +8,8 @@ DEMO_CLIPS ?= 3
 CLIPS ?= 1000
 OUT ?= data/bench
 BIN := .venv/bin
-BUNDLE = $(if $(findstring /,$(RUN)),$(RUN),data/runs/$(RUN))
+RUNS = $(or $(shell sed -n 's/^runs: *//p' "$(CONFIG)" 2>/dev/null),data/runs)
+BUNDLE = $(if $(findstring /,$(RUN)),$(RUN),$(RUNS)/$(RUN))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-data extract train evaluate predict test lint bench clean
@@ -43,8 +44,8 @@ data/demo/splits/classInd.txt: | setup
 extract: setup ## Compute the features of CONFIG's clips that are not cached yet
 	$(BIN)/kinema extract --config "$(CONFIG)" $(ARGS)
 
-train: setup ## Train CONFIG's head on cached features into data/runs/RUN
-	$(BIN)/kinema train --config "$(CONFIG)" $(if $(findstring /,$(RUN)),--runs "$$(dirname "$(RUN)")") --run "$$(basename "$(RUN)")" $(ARGS)
+train: setup ## Train CONFIG's head on cached features into RUN in its `runs`
+	$(BIN)/kinema train --config "$(CONFIG)" --runs "$$(dirname "$(BUNDLE)")" --run "$$(basename "$(BUNDLE)")" $(ARGS)
 
 evaluate: setup ## Measure RUN on its test split
 	$(BIN)/kinema evaluate "$(BUNDLE)" $(ARGS)

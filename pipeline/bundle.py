@@ -3,7 +3,8 @@
 `config.yaml` all settings, `classes.txt` a class a line in the order of the logits, `clips.csv` the clips of the data
 set with their splits, and the digests of the files that the heads learned from, `backbone.safetensors` the CNN,
 `model.safetensors` the heads and the reduction before them (the last to be written: with it a run is complete),
-`history.json` the epochs; after `evaluate` also `metrics.json`, `predictions.csv`, `report.md` and its pictures.
+`history.json` the epochs, `tuning.json` what `--auto` chose; after `evaluate` also `metrics.json`, `predictions.csv`,
+`report.md` and its pictures, for other data in `other_data/`.
 """
 
 import csv
@@ -29,6 +30,9 @@ from pipeline.layouts import CSV_COLUMNS
 from pipeline.settings import build, to_yaml
 from pipeline.tuning import Tuning
 
+AS_TEXT = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+"""Names of files need not be text."""
+
 
 class Bundle:
     """A run's folder."""
@@ -50,11 +54,15 @@ class Bundle:
         """
         if not self.folder.is_dir():
             raise ConfigError(f"{self.folder}: no such folder of a run, such as data/runs/demo; kinema train makes one")
-        for file in (self.config_file, self.folder / "classes.txt", self.backbone_file, self.model_file):
-            if not file.is_file():
-                raise KinemaError(
-                    f"{self.folder}: {file.name} is missing: training has not ended; start it again to go on"
-                )
+        if missing := self.missing():
+            raise KinemaError(
+                f"{self.folder}: {missing[0]} is missing: training has not ended, or the file was lost; start it again"
+            )
+
+    def missing(self) -> list[str]:
+        """Names the files of a complete run that are not there."""
+        files = self.config_file, self.folder / "classes.txt", self.backbone_file, self.model_file
+        return [file.name for file in files if not file.is_file()]
 
     def asked(self) -> str:
         """Returns the settings that the run was asked for, as YAML; an empty text if there is no run yet."""
@@ -91,13 +99,15 @@ class Bundle:
         with moved_into_place(self.config_file) as temporary:
             temporary.write_text(to_yaml(config))
         (self.folder / "classes.txt").write_text("".join(f"{name}\n" for name in dataset.classes))
-        with self.clips_file.open("w", newline="", errors="surrogateescape") as stream:
-            writer = csv.writer(stream)
-            writer.writerow((*CSV_COLUMNS, "sha256"))
+        with self.clips_file.open("w", **AS_TEXT) as stream:
+            writer = csv.DictWriter(stream, (*CSV_COLUMNS, "sha256"), extrasaction="ignore")
+            writer.writeheader()
             for clip in dataset.clips:
-                path = os.path.relpath(clip.path, config.data.root)
-                digest = found[clip].source.sha256 if clip in found else ""
-                writer.writerow((path, clip.label, clip.group, clip.split, clip.start, clip.end, digest))
+                path, digest = (
+                    clip.path.relative_to(config.data.root),
+                    found[clip].source.sha256 if clip in found else "",
+                )
+                writer.writerow(vars(clip) | {"path": path, "sha256": digest})
         self.backbone_file.unlink(missing_ok=True)
         try:
             os.link(backbone_file, self.backbone_file)  # Costs no space on the same disk.
@@ -114,56 +124,53 @@ class Bundle:
             raise ConfigError(f"data.root: no such folder: {root.absolute()}; --data.root names that of the videos")
         return Dataset([clip for clip, _ in self._clips(root)], self.classes, json.loads(self.trained()["split"]))
 
-    def require_unseen(self, classes: list[str], clips: list[Clip]) -> None:
+    def require_unseen(self, clips: list[Clip]) -> None:
         """Checks that test clips are of the run's classes, and neither they nor others of their groups learned from.
 
         Raises:
-            KinemaError: the data set or its split is not the one of the training.
+            KinemaError: the run cannot be measured on them.
         """
-        if classes != self.classes:
-            changed = some(sorted({*classes} ^ {*self.classes})) or "in another order"
+        if unknown := sorted({clip.label for clip in clips} - {*self.classes}):
+            raise KinemaError(f"{self.folder}: the run knows no class {some(unknown)}; train a new one")
+        groups, names = ({getattr(clip, of) for clip in self.trained_on()} for of in ("group", "id"))
+        if seen := [clip.id for clip in clips if clip.group in groups or clip.id in names]:
             raise KinemaError(
-                f"{self.folder}: the data set has other classes now than in training: {changed}; train a new run"
-            )
-        trained_on = self._trained_on()
-        groups, names = {clip.group for clip in trained_on}, {clip.id for clip in trained_on}
-        seen = [clip.id for clip in clips if clip.group in groups or clip.id in names]
-        if seen:
-            raise KinemaError(
-                f"{self.folder}: {len(seen)} of {len(clips)} test clips, or others of their groups, were trained on, "
-                f"such as {seen[0]}: the data set or its split has changed since; train a new run (a column `split` in "
-                "a CSV file keeps the split as clips come and go)"
+                f"{self.folder}: {len(seen)} of {len(clips)} test clips, or others of their groups, were trained on by "
+                f"their names, such as {seen[0]}; leave them out, or give clips of other sources other names and groups"
             )
 
-    def copies(self, clips: dict[Clip, Header]) -> dict[str, str]:
-        """Returns the ids of those clips whose file is a copy of one that the run learned from, and what they copy: the
-        same part of it, if that was learned from."""
-        trained_on = self._trained_on()
-        of_file = {digest: clip.id for clip, digest in trained_on.items()}
-        of_part = {(digest, part_of(clip.id)): clip.id for clip, digest in trained_on.items()}
-        digests = {clip.id: header.source.sha256 for clip, header in clips.items()}
+    def copies(self, clips: dict[Clip, Header]) -> dict[Clip, Clip]:
+        """Returns those clips whose file is a copy of one that the run learned from, and what they copy: the same part
+        of it, if that was learned from."""
+        trained_on = self.trained_on()
+        of_file = {digest: clip for clip, digest in trained_on.items()}
+        of_part = {(digest, part_of(clip.id)): clip for clip, digest in trained_on.items()}
+        digests = {clip: header.source.sha256 for clip, header in clips.items()}
         return {
-            name: of_part.get((digest, part_of(name)), of_file[digest])
-            for name, digest in digests.items()
+            clip: of_part.get((digest, part_of(clip.id)), of_file[digest])
+            for clip, digest in digests.items()
             if digest in of_file
         }
 
+    def trained_on(self) -> dict[Clip, str]:
+        """Returns the clips that the run learned from, and the digests of their files."""
+        return {clip: digest for clip, digest in self._clips(Path()) if digest}
+
     def _clips(self, root: Path) -> list[tuple[Clip, str]]:
         """Reads the clips of the data set, and the digests of the files of those that were learned from, else ''."""
+        if not self.clips_file.exists() or self._digest_of_clips() != self.trained().get("clips_sha256"):
+            raise KinemaError(f"{self.clips_file}: missing, or changed since training; delete it and train again")
         clips = []
-        try:
-            with self.clips_file.open(newline="", errors="surrogateescape") as stream:
-                for row in csv.DictReader(stream):
-                    start, end = (float(row[name]) if row[name] else None for name in ("start", "end"))
-                    name, path = clip_id(row["path"], start, end), root / row["path"]
-                    of_clip = {column: row[column] for column in ("label", "group", "split")}
-                    clips.append((Clip(id=name, path=path, start=start, end=end, **of_clip), row["sha256"]))
-        except FileNotFoundError:
-            raise KinemaError(f"{self.folder}: {self.clips_file.name} is missing; train it again") from None
+        with self.clips_file.open(**AS_TEXT) as stream:
+            for row in csv.DictReader(stream):
+                start, end = (float(row[name]) if row[name] else None for name in ("start", "end"))
+                name, path = clip_id(row["path"], start, end), root / row["path"]
+                of_clip = {column: row[column] for column in ("label", "group", "split")}
+                clips.append((Clip(id=name, path=path, start=start, end=end, **of_clip), row["sha256"]))
         return clips
 
-    def _trained_on(self) -> dict[Clip, str]:
-        return {clip: digest for clip, digest in self._clips(Path()) if digest}
+    def _digest_of_clips(self) -> str:
+        return Source.of(self.clips_file).sha256
 
     def finish(
         self,
@@ -180,7 +187,7 @@ class Bundle:
         tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
         with moved_into_place(self.model_file) as temporary:
             about = {"identity": identity, "fingerprint": fingerprint, "split": json.dumps(split)}
-            about |= {"backbone_sha256": self._cnn()}
+            about |= {"backbone_sha256": self._cnn(), "clips_sha256": self._digest_of_clips()}
             temporary.write_bytes(safetensors.torch.save(tensors, about | {"checksum": _checksum(tensors, about)}))
 
     def trained(self) -> dict[str, str]:

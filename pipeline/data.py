@@ -40,7 +40,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         KinemaError: a line of a list is wrong, a file is missing, or groups leak between splits.
     """
     clips, classes, split = read_clips(config)
-    if cut := not any(clip.split for clip in clips):
+    cut = {"train", "val", "test"} - {clip.split for clip in clips}
+    if "train" in cut:
         split = f"by group, seed {config.split_seed}"
     clips = _cut_missing_splits(clips, config)
     check_leaks(clips)
@@ -71,11 +72,11 @@ def check_leaks(clips: list[Clip]) -> None:
             )
 
 
-def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
+def _check_classes(clips: list[Clip], classes: list[str], cut: set[str]) -> None:
     """Stops where a class has no clip to learn from; says which cannot be validated or tested, which go by almost the
     same name, and if there is one alone.
 
-    `cut` says whether the test clips were chosen here.
+    `cut` are the splits that were made here.
     """
     if len(classes) == 1:
         print(f"there is one class alone, {printable(classes[0])}; is data.root the folder of all classes?")
@@ -92,17 +93,18 @@ def _check_classes(clips: list[Clip], classes: list[str], cut: bool) -> None:
     }
     for split, consequence in consequences.items():
         absent = sorted({*classes} - {clip.label for clip in clips if clip.split == split})
+        if not absent:
+            continue
         remedy = "a class needs clips of three groups (recordings) or more"
-        if not cut:
+        if split not in cut:
             remedy += ", in the splits that the data set brings"
         elif any(groups[name] >= 3 for name in absent):
             remedy += "; another --data.split_seed may cut better"
-        lacks = f"the {split} split has no clip of {some([f'{name} (groups: {groups[name]})' for name in absent], 8)}"
-        told = f"{lacks}, so {consequence}; {remedy}"
-        if absent and split == "train":
+        counted = some([f"{name} (groups: {groups[name]})" for name in absent], 8)
+        told = f"the {split} split has no clip of {counted}, so {consequence}; {remedy}"
+        if split == "train":
             raise KinemaError(told)
-        if absent:
-            print(told)
+        print(told)
 
 
 def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from pipeline.atomic import read_json
 from pipeline.bundle import Bundle
 from pipeline.clip import Clip, part_of
 from pipeline.config import Config, SamplingConfig
-from pipeline.data import load_dataset
+from pipeline.data import Dataset
 from pipeline.device import resolve_device
 from pipeline.fit import classify
 from pipeline.frames import ResizeAndCrop, read_frames
+from pipeline.layouts import read_clips
 from pipeline.loading import find_clips, load_clips, warn_of_conflicts
 from pipeline.store import FeatureStore
 from pipeline.tracking import Tracker
@@ -49,12 +51,14 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     device = resolve_device(config.device)
     history = read_json(run / "history.json")
     reduction, heads = bundle.load(config, device)
+    dataset, folder = bundle.dataset(config.data.root), run
     if any(name.startswith("data.") and name != "data.root" for name in overrides):
-        dataset, folder = load_dataset(config.data), run / "other_data"
-        bundle.require_unseen(dataset.classes, dataset.of("test"))
-        folder.mkdir(exist_ok=True)
-    else:
-        dataset, folder = bundle.dataset(config.data.root), run
+        clips, _, split = read_clips(config.data)
+        tested = [clip for clip in clips if clip.split in ("test", "")]  # All of them where no split is given.
+        bundle.require_unseen(tested)
+        dataset = Dataset([replace(clip, split="test") for clip in tested], dataset.classes, split)
+        folder = run / "other_data" / (config.data.lists or config.data.root).stem
+        folder.mkdir(parents=True, exist_ok=True)
     store = FeatureStore(config.store / bundle.trained()["fingerprint"], config.decode.partial)
     found = find_clips(store, dataset, "test", config.max_missing)
     warn_of_conflicts(found)
@@ -64,15 +68,12 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
 
     each = {kind: classify(some, test.parts_NPK, device).numpy() for kind, some in heads.items()}  # [heads,N,C]
     logits = {kind: logits_HNC.mean(0) for kind, logits_HNC in each.items()}
-    counts = Counter(clip.label for clip in dataset.of("train") + dataset.of("val"))
+    counts = Counter(clip.label for clip in bundle.trained_on())
     train_counts_C = np.array([counts[name] for name in dataset.classes])
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 
-    label_of = {clip.id: clip.label for clip in dataset.clips}
     contradictions = [
-        name
-        for name, copied in copies.items()
-        if part_of(name) == part_of(copied) and label_of.get(copied, label_of[name]) != label_of[name]
+        clip for clip, copied in copies.items() if part_of(clip.id) == part_of(copied.id) and clip.label != copied.label
     ]
     about = {
         "data": str(config.data.lists or config.data.root),
@@ -105,10 +106,10 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
             "clip": clip.id,
             "group": clip.group,
             "label": clip.label,
-            "predicted": dataset.classes[probabilities_NC[number].argmax()],
+            "predicted": dataset.classes[predicted_N[number]],
             "probability": float(probabilities_NC[number].max()),
             **{f"{name}_predicted": dataset.classes[logits[name][number].argmax()] for name in result["baselines"]},
-            "copy_of": copies.get(clip.id, ""),
+            "copy_of": copies[clip].id if clip in copies else "",
             "logits": json.dumps([round(float(value), 5) for value in logits[kind][number]]),
         }
         for number, clip in enumerate(clips)

@@ -100,7 +100,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     clips = dataset.clips[part - 1 :: parts]
     backbone = Backbone(config.backbone, device)
     store = FeatureStore.prepare(config.store, backbone, config.sampling, config.decode.partial)
-    deadly = set() if retry_failed else store.ledger.given_up()
+    deadly = set() if retry_failed else store.ledger.given_up(clips)
     print(
         f"{len(clips)} clips, {len(dataset.classes)} classes, store {store.folder}; "
         f"{backbone.engine}, cosine to fp32 {backbone.choice.cosine:.4f}"
@@ -130,6 +130,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
                     given_up += 1
                 else:
                     store.check_owner(clip)
+                    store.remove(clip)  # It is of another state of the file, and would count if this one is unreadable.
                     yield clip
                     continue
                 bar.initial += 1  # Not counted in the rate.

@@ -34,7 +34,7 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
         return
     store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
     headers = {name: store.find(clip) for name, clip in clips.items()}
-    lines = [line for name, line in store.ledger.failures().items() if name in clips and not headers[name]]
+    lines = [line for name, line in store.ledger.failures(clips.values()).items() if not headers[name]]
     print(f"{len(lines)} of {len(clips)} clips could not be read" + (f", see {store.ledger.path}" if lines else ""))
     _show_groups(lines, arguments)
     partial = {name: header for name, header in headers.items() if header and header.frames < header.planned}

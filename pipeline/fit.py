@@ -70,7 +70,7 @@ def fit(
         The heads after the last epoch, and the records of all epochs, means over the heads.
 
     Raises:
-        KinemaError: the learning rate is so high that the loss overflows.
+        KinemaError: the learning rate is so high that the weights overflow.
     """
     torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("high")
@@ -144,9 +144,11 @@ def fit(
             "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": torch.stack(norms).mean().item(),
         }
-        if not math.isfinite(record["loss"]):
+        if not all(weight.isfinite().all() for weight in weights.values()):
             rate = config.learning_rate
-            raise KinemaError(f"train.learning_rate {rate:g} is too high: the loss is not finite; try {rate / 10:g}")
+            raise KinemaError(
+                f"train.learning_rate {rate:g} is too high: the weights overflow; try {rate / 10:g}, by another name"
+            )
         if validate:
             fusion_weights = heads[0].fusion_weights  # The default: what suits these clips is found later.
             record |= _validate(skeleton.eval(), weights, fusion_weights, parts_NPK, labels_N, learns_HN)

@@ -42,18 +42,19 @@ class Ledger:
                     found[line["clip"]] = line
         return found
 
-    def failures(self) -> dict[str, dict[str, Any]]:
-        """Returns the last line of each clip whose file is still as it was, by clip id."""
-        return {name: line for name, line in self.lines().items() if line["state"] == _state(Path(line["path"]))}
-
-    def of(self, clips: Iterable[Clip]) -> set[Clip]:
-        """Returns those clips that could not be read, as their files are now, wherever they were then."""
+    def failures(self, clips: Iterable[Clip]) -> dict[str, dict[str, Any]]:
+        """Returns the last lines of those clips that could not be read, by clip id, if their files are still the same,
+        wherever these were then."""
         lines = self.lines()
-        return {clip for clip in clips if clip.id in lines and lines[clip.id]["state"] == _state(clip.path)}
+        return {
+            clip.id: lines[clip.id]
+            for clip in clips
+            if clip.id in lines and lines[clip.id]["state"] == _state(clip.path)
+        }
 
-    def given_up(self) -> set[str]:
-        """Returns the ids of clips that ended two processes and whose file is still the same."""
-        return {clip_id for clip_id, line in self.failures().items() if line["deadly"]}
+    def given_up(self, clips: Iterable[Clip]) -> set[str]:
+        """Returns the ids of those that ended two processes and whose file is still the same."""
+        return {clip_id for clip_id, line in self.failures(clips).items() if line["deadly"]}
 
     def close_line(self) -> None:
         """Ends a last line that a full disk or a kill cut off, so that the next is one of its own.

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -52,9 +53,11 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
             read.
     """
     headers = {clip: store.find(clip) for clip in dataset.of(split)}
-    gone = [clip for clip, header in headers.items() if not header and not clip.path.exists()]
-    unreadable = store.ledger.of(headers)
-    if never := [clip for clip, header in headers.items() if not header and clip not in unreadable.union(gone)]:
+    gone = [clip for clip, header in headers.items() if not header and not os.path.lexists(clip.path)]
+    if gone and len(gone) == len(headers):
+        raise KinemaError(f"{gone[0].path} and all other clips of the {split} split are not there; is data.root right?")
+    told_of = store.ledger.failures(headers).keys() | {clip.id for clip in gone}
+    if never := [clip for clip, header in headers.items() if not header and clip.id not in told_of]:
         raise _without_features(store, never)
     found = {clip: header for clip, header in headers.items() if header}
     if len(found) < len(headers):
@@ -62,7 +65,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
         by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
         told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
         if gone:
-            told += f", {len(gone)} of them are not there any more, such as {gone[0].path}"
+            told += f", {len(gone)} of them for they are not there any more, such as {gone[0].path}"
         if missing.total() > (allowed := math.ceil(round(max_missing * len(headers), 6))):
             raise KinemaError(
                 f"{told}, and --max-missing {max_missing:g} allows {allowed}; "

@@ -54,8 +54,9 @@ class Predictor:
         self.reduction, heads = bundle.load(self.config, self.device)
         self.heads = heads[self.config.head.kind]
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
-        as_trained = self.backbone.description | {"precision": bundle.config({}).backbone.precision}
-        if fingerprint(as_trained, self.config.sampling) != bundle.trained()["fingerprint"]:
+        trained = bundle.config({})
+        as_trained = self.backbone.description | {"precision": trained.backbone.precision}
+        if fingerprint(as_trained, trained.sampling) != bundle.trained()["fingerprint"]:
             raise KinemaError(
                 f"{run}: trained on features that another version of Kinema or timm made; extract and train again"
             )

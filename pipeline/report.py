@@ -47,7 +47,7 @@ def summary_table(metrics: dict[str, Any]) -> str:
 def provenance(metrics: dict[str, Any]) -> str:
     """Says in a line on what the numbers were measured."""
     missing = f", {metrics['n_missing']} clips unreadable and not counted" if metrics["n_missing"] else ""
-    counts = f"{metrics['n_clips']} clips in {metrics['n_groups']} groups, none of them in training{missing}"
+    counts = f"{metrics['n_clips']} clips in {metrics['n_groups']} groups, none of which are in training{missing}"
     data = f"{printable(metrics['data'])}, test split {metrics['split']}"
     return f"{data}: {counts}; seed {metrics['seed']}; intervals by bootstrap over groups"
 

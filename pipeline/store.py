@@ -154,15 +154,18 @@ class FeatureStore:
     def read(self, clip: Clip) -> ClipFeatures | None:
         """Reads an entry that `find` has found; None if its numbers are damaged, and then it is removed, so that the
         next extraction makes it anew."""
-        path = entry_path(self.folder, clip.id)
         try:
-            return decode_entry(path)[1]
+            return decode_entry(entry_path(self.folder, clip.id))[1]
         except FileNotFoundError:
             return None
         except DamagedEntry:
-            with suppress(OSError):  # A store that cannot be written may still be read.
-                path.unlink()
+            self.remove(clip)
             return None
+
+    def remove(self, clip: Clip) -> None:
+        """Removes the entry of a clip, if there is one."""
+        with suppress(OSError):  # A store that cannot be written may still be read.
+            entry_path(self.folder, clip.id).unlink()
 
     def check_owner(self, clip: Clip) -> None:
         """Stops where the entry that a clip would replace is of another file, which is still there: two data sets that

@@ -59,10 +59,10 @@ def train(config: Config, run: str) -> None:
     found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
     identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)
     trained_on = bundle.trained().get("identity")
-    if trained_on == identity:
+    if trained_on == identity and not bundle.missing() and bundle.clips_file.exists():
         print(f"{bundle.folder} is trained already with these settings and clips")
         return
-    if trained_on:
+    if trained_on not in (None, identity):
         raise ConfigError(
             f"{bundle.folder} was trained on other clips or features; "
             "give this run another name with --run, or delete that folder"

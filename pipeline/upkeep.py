@@ -37,8 +37,10 @@ def list_store(root: Path) -> None:
         files = list(entry_files(folder))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
-        unreadable = FeatureStore(folder, partial=0).ledger.failures()
-        unread = sum(not entry_path(folder, clip_id).exists() for clip_id in unreadable)
+        tried = FeatureStore(folder, partial=0).ledger.lines()
+        unread = sum(
+            os.path.lexists(line["path"]) and not entry_path(folder, name).exists() for name, line in tried.items()
+        )
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
         counts = precision, len(files), unread, f"{size / 1e6:.1f} MB"
         print(row(folder.name, *of, frames, *counts, written))

@@ -270,6 +270,7 @@ def test_a_damaged_copy_of_a_data_set_is_not_taken_for_the_original(tmp_path):
     os.utime(clip, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     shutil.rmtree(tmp_path / "before")
     assert "0 done, 3 skipped, 1 failed" in extract(tmp_path)[0]
+    assert "1 of 4 clips could not be read" in kinema("failures", *quick(tmp_path))[0]
 
 
 def test_failures_are_grouped_and_can_be_looked_at(tmp_path):

@@ -198,15 +198,15 @@ def test_the_ledger_keeps_the_last_reason(tmp_path, backbone, store, clip):
         stream.write('{"clip": "half a li')
     store = FeatureStore.prepare(tmp_path, backbone, SamplingConfig(), 0.5)
     store.record_failure(clip, Failure("empty file"))
-    [line] = store.ledger.failures().values()
+    [line] = store.ledger.failures([clip]).values()
     assert (line["clip"], line["reason"], line["attempt"], line["deadly"]) == (clip.id, "empty file", 2, False)
 
 
 def test_a_clip_that_ended_two_processes_is_given_up_until_its_file_changes(store, clip):
     store.record_failure(clip, Failure("timeout 60 s", deadly=True))
-    assert store.ledger.given_up() == {clip.id}
+    assert store.ledger.given_up([clip]) == {clip.id}
     os.utime(clip.path)
-    assert store.ledger.given_up() == set()
+    assert store.ledger.given_up([clip]) == set()
 
 
 def test_partial_entries_count_only_if_they_hold_enough(tmp_path, backbone, clip):

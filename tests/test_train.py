@@ -141,7 +141,7 @@ def test_a_run_keeps_its_split_while_the_data_change(small_set, settings_of_smal
     learned.rename(learned.with_stem("renamed"))
     touch(videos, *(f"New/{number}.mp4" for number in range(5)))
     out, _ = kinema("evaluate", tmp_path / "run")
-    assert "could not be read" in out and "1 of them are not there any more" in out
+    assert "could not be read" in out and "1 of them for they are not there any more" in out
     after = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (after["n_clips"], after["n_missing"]) == (before["n_clips"] - 1, 1)
 
@@ -151,16 +151,24 @@ def evaluated(run):
     return run
 
 
-def test_another_data_set_has_a_report_of_its_own(trained, small_set, tmp_path):
+def test_another_data_set_has_a_report_of_its_own(settings_of_small_set, trained, tmp_path):
     """Here half of the test clips."""
     before = (trained / "metrics.json").read_bytes()
     with (trained / "clips.csv").open() as stream:
         rows = [tuple(row.values()) for row in csv.DictReader(stream)]
-    half = [row for row in rows if row[3] != "test" or row[2] == "g01"]
+    half = [row for row in rows if row[3] == "test" and row[2] == "g01"]
     lists = write_csv(tmp_path / "half.csv", (*CSV_COLUMNS, "sha256"), *half)
     out, _ = kinema("evaluate", trained, "--data.lists", lists)
     assert f"{lists}, test split given: 8 clips" in out and (trained / "metrics.json").read_bytes() == before
-    assert json.loads((trained / "other_data" / "metrics.json").read_text())["n_clips"] == 8
+    assert json.loads((trained / "other_data" / "half" / "metrics.json").read_text())["n_clips"] == 8
+    (trained / "clips.csv").write_text("path,label\n")
+    for arguments in ((), ("--data.lists", lists)):
+        _, error = kinema("evaluate", trained, *arguments, code=1)
+        assert "clips.csv: missing, or changed since training; delete it and train again" in error
+    (trained / "clips.csv").unlink()
+    kinema("train", *settings_of_small_set, "--run", "small", "--train.epochs", 12)
+    kinema("evaluate", trained)
+    assert (trained / "metrics.json").read_bytes() == before
 
 
 def test_evaluation_refuses_other_classes(trained, tmp_path):
@@ -168,7 +176,7 @@ def test_evaluation_refuses_other_classes(trained, tmp_path):
     rows = [(f"{number}.mp4", label) for number, label in enumerate(["Grow", "Fly"] * 3)]
     lists = write_csv(tmp_path / "clips.csv", ("path", "label"), *rows)
     _, error = kinema("evaluate", trained, "--data.root", tmp_path, "--data.lists", lists, code=1)
-    assert "other classes now than in training: Appear, Blur, Close and 5 more; train a new run" in error
+    assert "the run knows no class Fly; train a new one" in error
 
 
 def test_copies_of_trained_clips_are_told_and_the_majority_is_of_training(small_set, tmp_path):
@@ -203,12 +211,14 @@ def test_copies_of_trained_clips_are_told_and_the_majority_is_of_training(small_
     assert json.loads((tmp_path / "copies" / "metrics.json").read_text())["baselines"]["majority"]["top1"] == 0.2
 
 
-def test_a_copy_is_of_the_same_part_if_that_was_learned_from(tmp_path):
+def test_a_copy_is_of_the_same_part_if_that_was_learned_from(tmp_path, monkeypatch):
     rows = [("x.mp4", "a", "g", "train", start, start + 2, "digest") for start in (0, 2)]
     write_csv(tmp_path / "clips.csv", (*CSV_COLUMNS, "sha256"), *rows)
     tested = [Clip(id=f"y.mp4{part}", path=tmp_path, label="", group="") for part in ("@0-2.0", "")]
     header = Header("", 1, 1, Source("", 1, 1, "digest"))
-    copies = Bundle(tmp_path).copies(dict.fromkeys(tested, header))
+    bundle = Bundle(tmp_path)
+    monkeypatch.setattr(bundle, "trained", lambda: {"clips_sha256": Source.of(bundle.clips_file).sha256})
+    copies = {clip.id: copied.id for clip, copied in bundle.copies(dict.fromkeys(tested, header)).items()}
     assert copies == {"y.mp4@0-2.0": "x.mp4@0-2.0", "y.mp4": "x.mp4@2.0-4.0"}
 
 
