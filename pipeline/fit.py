@@ -144,7 +144,7 @@ def fit(
             "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": torch.stack(norms).mean().item(),
         }
-        if not all(weight.isfinite().all() for weight in weights.values()):
+        if not torch.stack([weight.isfinite().all() for weight in weights.values()]).all():
             rate = config.learning_rate
             raise KinemaError(
                 f"train.learning_rate {rate:g} is too high: the weights overflow; try {rate / 10:g}, by another name"
