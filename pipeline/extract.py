@@ -129,8 +129,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
                 elif clip.id in deadly:
                     given_up += 1
                 else:
-                    store.check_owner(clip)
-                    store.remove(clip)  # It is of another state of the file, and would count if this one is unreadable.
+                    store.make_way(clip)
                     yield clip
                     continue
                 bar.initial += 1  # Not counted in the rate.

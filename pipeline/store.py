@@ -154,30 +154,32 @@ class FeatureStore:
     def read(self, clip: Clip) -> ClipFeatures | None:
         """Reads an entry that `find` has found; None if its numbers are damaged, and then it is removed, so that the
         next extraction makes it anew."""
+        path = entry_path(self.folder, clip.id)
         try:
-            return decode_entry(entry_path(self.folder, clip.id))[1]
+            return decode_entry(path)[1]
         except FileNotFoundError:
             return None
         except DamagedEntry:
-            self.remove(clip)
+            with suppress(OSError):  # A store that cannot be written may still be read.
+                path.unlink()
             return None
 
-    def remove(self, clip: Clip) -> None:
-        """Removes the entry of a clip, if there is one."""
-        with suppress(OSError):  # A store that cannot be written may still be read.
-            entry_path(self.folder, clip.id).unlink()
-
-    def check_owner(self, clip: Clip) -> None:
-        """Stops where the entry that a clip would replace is of another file, which is still there: two data sets that
-        share a store would compute such clips anew by turns.
+    def make_way(self, clip: Clip) -> None:
+        """Removes the entry of another file by the clip's name, which would count if the clip cannot be read; stops if
+        that file is still there, for two data sets that share a store would compute such clips anew by turns.
 
         Raises:
             KinemaError: it is.
         """
+        path = entry_path(self.folder, clip.id)
         try:
-            source = read_header(entry_path(self.folder, clip.id)).source
-            there = source.unchanged(Path(source.path)) and not source.is_at(clip.path)
-            if not there or source.sha256 == Source.of(clip.path).sha256:
+            source = read_header(path).source
+            if source.is_at(clip.path):
+                return
+            is_there = os.path.exists(source.path) and source.unchanged(Path(source.path))
+            if not is_there:
+                path.unlink()
+            if not is_there or source.sha256 == Source.of(clip.path).sha256:
                 return
         except (OSError, DamagedEntry):
             return
