@@ -103,10 +103,8 @@ class Bundle:
             writer = csv.DictWriter(stream, (*CSV_COLUMNS, "sha256"), extrasaction="ignore")
             writer.writeheader()
             for clip in dataset.clips:
-                path, digest = (
-                    clip.path.relative_to(config.data.root),
-                    found[clip].source.sha256 if clip in found else "",
-                )
+                digest = found[clip].source.sha256 if clip in found else ""
+                path = clip.path.relative_to(config.data.root)
                 writer.writerow(vars(clip) | {"path": path, "sha256": digest})
         self.backbone_file.unlink(missing_ok=True)
         try:
@@ -132,7 +130,8 @@ class Bundle:
         """
         if unknown := sorted({clip.label for clip in clips} - {*self.classes}):
             raise KinemaError(f"{self.folder}: the run knows no class {some(unknown)}; train a new one")
-        groups, names = ({getattr(clip, of) for clip in self.trained_on()} for of in ("group", "id"))
+        trained_on = self.trained_on()
+        groups, names = {clip.group for clip in trained_on}, {clip.id for clip in trained_on}
         if seen := [clip.id for clip in clips if clip.group in groups or clip.id in names]:
             raise KinemaError(
                 f"{self.folder}: {len(seen)} of {len(clips)} test clips, or others of their groups, were trained on by "
@@ -208,9 +207,12 @@ class Bundle:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
             about = file.metadata() or {}
         if about.pop("checksum", None) != _checksum(tensors, about):
-            raise KinemaError(f"{self.model_file}: damaged since training; train it again")
+            raise KinemaError(f"{self.model_file}: damaged since training; delete it and train again")
         if about["backbone_sha256"] != self._cnn():
-            raise KinemaError(f"{self.backbone_file}: not the CNN that the heads were trained with; train it again")
+            raise KinemaError(
+                f"{self.backbone_file}: not the CNN that the heads were trained with; delete {self.model_file.name} "
+                "and train again"
+            )
         states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         for name, value in tensors.items():
             part, rest = name.split(".", 1)
@@ -238,7 +240,9 @@ class Bundle:
             self.model_file.open("rb").close()  # Safetensors calls a file that may not be read one that is not there.
             return safetensors.safe_open(self.model_file, framework="pt")
         except safetensors.SafetensorError as error:
-            raise KinemaError(f"{self.model_file}: not a readable safetensors file ({error})") from None
+            raise KinemaError(
+                f"{self.model_file}: not a readable safetensors file ({error}); delete it and train again"
+            ) from None
 
 
 def _checksum(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> str:
