@@ -8,6 +8,7 @@ set with their splits, and the digests of the files that the heads learned from,
 """
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -130,8 +131,7 @@ class Bundle:
         """
         if unknown := sorted({clip.label for clip in clips} - {*self.classes}):
             raise KinemaError(f"{self.folder}: the run knows no class {some(unknown)}; train a new one")
-        trained_on = self.trained_on()
-        groups, names = {clip.group for clip in trained_on}, {clip.id for clip in trained_on}
+        groups, names = {clip.group for clip in self.trained_on}, {clip.id for clip in self.trained_on}
         if seen := [clip.id for clip in clips if clip.group in groups or clip.id in names]:
             raise KinemaError(
                 f"{self.folder}: {len(seen)} of {len(clips)} test clips, or others of their groups, were trained on by "
@@ -141,9 +141,8 @@ class Bundle:
     def copies(self, clips: dict[Clip, Header]) -> dict[Clip, Clip]:
         """Returns those clips whose file is a copy of one that the run learned from, and what they copy: the same part
         of it, if that was learned from."""
-        trained_on = self.trained_on()
-        of_file = {digest: clip for clip, digest in trained_on.items()}
-        of_part = {(digest, part_of(clip.id)): clip for clip, digest in trained_on.items()}
+        of_file = {digest: clip for clip, digest in self.trained_on.items()}
+        of_part = {(digest, part_of(clip.id)): clip for clip, digest in self.trained_on.items()}
         digests = {clip: header.source.sha256 for clip, header in clips.items()}
         return {
             clip: of_part.get((digest, part_of(clip.id)), of_file[digest])
@@ -151,8 +150,9 @@ class Bundle:
             if digest in of_file
         }
 
+    @functools.cached_property
     def trained_on(self) -> dict[Clip, str]:
-        """Returns the clips that the run learned from, and the digests of their files."""
+        """The clips that the run learned from, and the digests of their files."""
         return {clip: digest for clip, digest in self._clips(Path()) if digest}
 
     def _clips(self, root: Path) -> list[tuple[Clip, str]]:

@@ -40,12 +40,12 @@ def load_dataset(config: DataConfig) -> Dataset:
         KinemaError: a line of a list is wrong, a file is missing, or groups leak between splits.
     """
     clips, classes, split = read_clips(config)
-    cut = {"train", "val", "test"} - {clip.split for clip in clips}
-    if "train" in cut:
+    given = {clip.split for clip in clips}
+    if given == {""}:
         split = f"by group, seed {config.split_seed}"
     clips = _cut_missing_splits(clips, config)
     check_leaks(clips)
-    _check_classes(clips, classes, cut)
+    _check_classes(clips, classes, cut={clip.split for clip in clips} - given)
     return Dataset(clips, classes, split)
 
 

@@ -51,14 +51,15 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     device = resolve_device(config.device)
     history = read_json(run / "history.json")
     reduction, heads = bundle.load(config, device)
-    dataset, folder = bundle.dataset(config.data.root), run
     if any(name.startswith("data.") and name != "data.root" for name in overrides):
         clips, _, split = read_clips(config.data)
         tested = [clip for clip in clips if clip.split in ("test", "")]  # All of them where no split is given.
         bundle.require_unseen(tested)
-        dataset = Dataset([replace(clip, split="test") for clip in tested], dataset.classes, split)
+        dataset = Dataset([replace(clip, split="test") for clip in tested], bundle.classes, split)
         folder = run / "other_data" / (config.data.lists or config.data.root).stem
         folder.mkdir(parents=True, exist_ok=True)
+    else:
+        dataset, folder = bundle.dataset(config.data.root), run
     store = FeatureStore(config.store / bundle.trained()["fingerprint"], config.decode.partial)
     found = find_clips(store, dataset, "test", config.max_missing)
     warn_of_conflicts(found)
@@ -68,7 +69,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
 
     each = {kind: classify(some, test.parts_NPK, device).numpy() for kind, some in heads.items()}  # [heads,N,C]
     logits = {kind: logits_HNC.mean(0) for kind, logits_HNC in each.items()}
-    counts = Counter(clip.label for clip in bundle.trained_on())
+    counts = Counter(clip.label for clip in bundle.trained_on)
     train_counts_C = np.array([counts[name] for name in dataset.classes])
     logits["majority"] = np.broadcast_to(train_counts_C.astype(float), (len(clips), len(dataset.classes)))
 

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -86,6 +87,10 @@ def test_classes_that_cannot_be_learned_or_tested_are_named(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "the test split has no clip of a (groups: 2), c (groups: 2), so nothing" in told
     assert "the val split has no clip of b (groups: 2), so training" in told
+    rows = [(*row[:2], "train" if row[2] == "test" else row[2]) for row in rows]
+    load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
+    told = capsys.readouterr().out
+    assert re.search(r"the test split has no clip of a .*, in the splits that the data set brings", told)
 
 
 @pytest.mark.parametrize("seed", range(8))

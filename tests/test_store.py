@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -205,6 +206,9 @@ def test_the_ledger_keeps_the_last_reason(tmp_path, backbone, store, clip):
 def test_a_clip_that_ended_two_processes_is_given_up_until_its_file_changes(store, clip):
     store.record_failure(clip, Failure("timeout 60 s", deadly=True))
     assert store.ledger.given_up([clip]) == {clip.id}
+    elsewhere = clip.path.with_name("elsewhere.mp4")
+    shutil.copy2(clip.path, elsewhere)
+    assert store.ledger.given_up([dataclasses.replace(clip, path=elsewhere)]) == {clip.id}
     os.utime(clip.path)
     assert store.ledger.given_up([clip]) == set()
 

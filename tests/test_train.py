@@ -151,24 +151,31 @@ def evaluated(run):
     return run
 
 
-def test_another_data_set_has_a_report_of_its_own(settings_of_small_set, trained, tmp_path):
+def test_another_data_set_has_a_report_of_its_own(trained, tmp_path):
     """Here half of the test clips."""
-    before = (trained / "metrics.json").read_bytes()
-    with (trained / "clips.csv").open() as stream:
+    run = shutil.copytree(trained, tmp_path / "small")
+    before = (run / "metrics.json").read_bytes()
+    with (run / "clips.csv").open() as stream:
         rows = [tuple(row.values()) for row in csv.DictReader(stream)]
     half = [row for row in rows if row[3] == "test" and row[2] == "g01"]
     lists = write_csv(tmp_path / "half.csv", (*CSV_COLUMNS, "sha256"), *half)
-    out, _ = kinema("evaluate", trained, "--data.lists", lists)
-    assert f"{lists}, test split given: 8 clips" in out and (trained / "metrics.json").read_bytes() == before
-    assert json.loads((trained / "other_data" / "half" / "metrics.json").read_text())["n_clips"] == 8
-    (trained / "clips.csv").write_text("path,label\n")
-    for arguments in ((), ("--data.lists", lists)):
-        _, error = kinema("evaluate", trained, *arguments, code=1)
+    out, _ = kinema("evaluate", run, "--data.lists", lists)
+    assert f"{lists}, test split given: 8 clips" in out and (run / "metrics.json").read_bytes() == before
+    assert json.loads((run / "other_data" / "half" / "metrics.json").read_text())["n_clips"] == 8
+
+
+def test_a_run_whose_list_is_changed_or_lost_can_be_mended(settings_of_small_set, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "small")
+    before = (run / "metrics.json").read_bytes()
+    (run / "clips.csv").write_text("path,label\n")
+    for arguments in ((), ("--data.lists", trained / "clips.csv")):
+        _, error = kinema("evaluate", run, *arguments, code=1)
         assert "clips.csv: missing, or changed since training; delete it and train again" in error
-    (trained / "clips.csv").unlink()
-    kinema("train", *settings_of_small_set, "--run", "small", "--train.epochs", 12)
-    kinema("evaluate", trained)
-    assert (trained / "metrics.json").read_bytes() == before
+    (run / "clips.csv").unlink()
+    told, _ = kinema("train", *settings_of_small_set, "--runs", tmp_path, "--run", "small", "--train.epochs", 12)
+    assert "test: 16 clips in 2 groups\n" in told
+    kinema("evaluate", run)
+    assert (run / "metrics.json").read_bytes() == before
 
 
 def test_evaluation_refuses_other_classes(trained, tmp_path):
@@ -235,6 +242,15 @@ def test_evaluation_tells_all_that_was_promised(trained):
     assert len(metrics["per_class"]) == 8
     report = (trained / "report.md").read_text()
     assert "BiLSTM" in report and "mean of frames" in report and "majority class" in report
+    for kind, name in (("pyramid", "temporal pyramid"), ("mean", "mean of frames")):
+        baseline = metrics["baselines"][kind]
+        assert baseline["gain"] == pytest.approx(metrics["top1"] - baseline["top1"])
+        assert f"BiLSTM against {name}, clip by clip: {baseline['gain']:+.3f}, 95 %" in report
+    with (trained / "predictions.csv").open() as stream:
+        wrong = [row for row in csv.DictReader(stream) if row["predicted"] != row["label"]]
+    surest = max(wrong, key=lambda row: float(row["probability"]))
+    listed = report.partition("## Surest of the wrong answers")[2]
+    assert listed.partition("--:|\n")[2].startswith(f"| {surest['clip']} | {surest['label']} | {surest['predicted']} |")
     assert (trained / "confusion.png").stat().st_size > 10_000
 
 
