@@ -61,6 +61,7 @@ test: setup ## Run the tests
 lint: setup ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 bench: demo ## Measure this machine, in eight minutes to half an hour: tables and rates go to OUT
 	$(BIN)/python scripts/bench/extraction.py --out $(OUT)/extraction $(ARGS)

@@ -1,11 +1,7 @@
 """Kinema: video action recognition from cached frozen-CNN features and a bidirectional LSTM.
 
-The data flows one way, a file importing only from those before it. Below all stand `errors`, `atomic` (files whole or
-not at all), `progress`, `settings` (how settings are declared and read), `config` (all of them) and `device`. Then
-`clip` -> `layouts` -> `data` -> `sampling` -> `timeline` -> `decode` -> `workers` -> `frames` -> `views` -> `bf16` ->
-`engines` -> `backbone` -> `entry` and `ledger` -> `store` -> `extract`, `upkeep` and `failures`, then `head` ->
-`loading` -> `fit` -> `fusion` -> `tuning` -> `bundle` -> `tracking` -> `train` -> `metrics` -> `report` -> `evaluate`
-and `predict`. `cli` is the way in.
+A verb a file at the top, `cli` before them; below them rooms, each importing only from those before it: `base`,
+`config`, `data` and `models`, `video`, `features`, `runs`, `inference`. `make lint` checks the order.
 """
 
 import os

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import ConfigError, KinemaError, first_line, printable
+from pipeline.base.errors import ConfigError, KinemaError, first_line, printable
 
 VERBS = {
     "extract": "compute and cache the features of a data set",
@@ -120,11 +120,11 @@ def _run(argv: list[str]) -> None:
     verb = top.parse_known_args(argv[:1])[0].verb
 
     if verb in ("extract", "predict") and "--help" not in argv:
-        from pipeline.workers import warm_up
+        from pipeline.video.workers import preload
 
-        warm_up()
+        preload()
+    from pipeline.base.settings import build, flatten, nearest
     from pipeline.config import Config
-    from pipeline.settings import build, flatten, nearest
 
     usage = f"kinema {verb} {USAGE[verb]} [--SETTING VALUE ...]"
     parser = _Parser(prog=f"kinema {verb}", usage=usage, description=VERBS[verb], allow_abbrev=False)
@@ -200,7 +200,7 @@ def _run(argv: list[str]) -> None:
 
         show_failures(build(Config, args.config, overrides), argv[1:], args.clip)
     elif verb == "store":
-        from pipeline import upkeep
+        from pipeline import store
 
         root = build(Config, args.config, overrides).store
         if (args.fingerprints or args.orphans) and args.action != "prune":
@@ -208,11 +208,11 @@ def _run(argv: list[str]) -> None:
         if (args.deep or args.mend) and args.action != "verify":
             raise ConfigError(f"store {args.action}: --deep and --mend are for verify")
         if args.action == "list":
-            upkeep.list_store(root)
+            store.list_store(root)
         elif args.action == "verify":
-            upkeep.verify_store(root, args.deep, args.mend)
+            store.verify_store(root, args.deep, args.mend)
         else:
-            upkeep.prune_store(root, args.fingerprints, args.orphans)
+            store.prune_store(root, args.fingerprints, args.orphans)
     else:
         from pipeline.predict import predict
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.settings import settings
+from pipeline.base.settings import settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -44,12 +44,12 @@ class DecodeConfig:
 
     workers: NonNegativeInt = 0
     """Decoding processes; 0 takes one per core."""
-    deadline: Annotated[float, Field(gt=0, le=86400)] = 60.0
+    timeout: Annotated[float, Field(gt=0, le=86400)] = 60.0
     """Time limit per clip, seconds. The first try, with all decoders, gets half; if its process hangs or crashes, PyAV
     alone gets the rest."""
-    memory: PositiveFloat = 4.0
+    memory_limit: PositiveFloat = 4.0
     """GiB that a decoding process may take before it is ended and the clip recorded as failed."""
-    partial: Annotated[float, Field(ge=0, le=1)] = 0.5
+    min_readable: Annotated[float, Field(ge=0, le=1)] = 0.5
     """A damaged clip is kept, and marked as partial, if this share of its planned frames can be read; 1 keeps none."""
     max_pixels: PositiveInt = 7680 * 4320
     """Pixels of a frame; files with larger ones are not decoded."""
@@ -85,9 +85,9 @@ class HeadConfig:
     kind: Literal["bilstm", "transformer", "convolution", "pyramid", "mean"] = "bilstm"
     """pyramid: linear layers on the averages of the whole clip, its halves, quarters, ...; bilstm, transformer and
     convolution: beside them such a model over the finest of these; mean: a linear layer on the average frame."""
-    components: PositiveInt = 256
+    pca_components: PositiveInt = 256
     """Upper limit on the principal components that the head sees; never more than the clips they are computed from."""
-    levels: Annotated[int, Field(ge=1, le=8)] = 4
+    pyramid_levels: Annotated[int, Field(ge=1, le=8)] = 4
     """Levels of the temporal pyramid: 4 end with eighths, so that the LSTM makes eight steps."""
     sequence_components: PositiveInt = 64
     """Leading components that the LSTM, Transformer or convolution sees, projected to `hidden` values."""

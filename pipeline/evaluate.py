@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
-from pipeline import metrics, report
-from pipeline.atomic import read_json
-from pipeline.bundle import Bundle
-from pipeline.clip import Clip, part_of
+from pipeline.base.device import resolve_device
+from pipeline.base.files import read_json
 from pipeline.config import Config, SamplingConfig
-from pipeline.data import Dataset
-from pipeline.device import resolve_device
-from pipeline.fit import classify
-from pipeline.frames import ResizeAndCrop, read_frames
-from pipeline.layouts import read_clips
-from pipeline.loading import find_clips, load_clips, warn_of_conflicts
-from pipeline.store import FeatureStore
-from pipeline.tracking import Tracker
-from pipeline.workers import Failure, run_isolated, warm_up
+from pipeline.data.clip import Clip, part_of
+from pipeline.data.formats import read_clips
+from pipeline.data.splits import Dataset
+from pipeline.features.store import FeatureStore
+from pipeline.runs import metrics, report
+from pipeline.runs.bundle import Bundle
+from pipeline.runs.dataset import find_clips, load_clips, warn_of_conflicts
+from pipeline.runs.tracking import Tracker
+from pipeline.runs.trainer import classify
+from pipeline.video.transform import ResizeAndCrop, read_frames
+from pipeline.video.workers import Failure, preload, run_isolated
 
 THUMBNAILS = 64
 """Test clips shown in the W&B table of predictions."""
@@ -60,7 +60,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     else:
         dataset, folder = bundle.dataset(config.data.root), run
-    store = FeatureStore(config.store / bundle.trained()["fingerprint"], config.decode.partial)
+    store = FeatureStore(config.store / bundle.trained()["fingerprint"], config.decode.min_readable)
     found = find_clips(store, dataset, "test", config.max_missing)
     warn_of_conflicts(found)
     clips, copies = list(found), bundle.copies(found)
@@ -144,7 +144,7 @@ def _track(
     """Logs the evaluation to W&B: numbers, confusion matrix, per-class table, predictions with a picture each."""
     if config.tracking == "off":
         return
-    warm_up()
+    preload()
     tracker = Tracker(config, bundle.folder, "evaluate")
     if not tracker.run:
         return
@@ -160,7 +160,7 @@ def _track(
     small = ResizeAndCrop((224, 224), (224, 224), "bilinear")
     load = functools.partial(read_frames, sampling=one, decode=config.decode, transform=small)
     predictions = wandb.Table(["frame", "clip", "label", "predicted", "probability"])
-    for clip, frame in run_isolated(load, shown, 1, config.decode.deadline, config.decode.memory):
+    for clip, frame in run_isolated(load, shown, 1, config.decode.timeout, config.decode.memory_limit):
         picture = None if isinstance(frame, Failure) else wandb.Image(frame[0].frames[0].transpose(1, 2, 0))
         row = shown[clip]
         predictions.add_data(picture, clip.id, row["label"], row["predicted"], row["probability"])

@@ -1,85 +1,22 @@
-"""Videos -> features: decode in worker processes, transform, CNN in batches across clips, feature store.
+"""Videos -> features in the store.
 
 kinema extract --config configs/ucf101.yaml
 """
 
-import functools
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 
-import joblib
-import numpy as np
-
-from pipeline.backbone import Backbone
-from pipeline.clip import Clip, Source
-from pipeline.config import Config, DecodeConfig, SamplingConfig
-from pipeline.data import load_dataset
-from pipeline.decode import DecodedClip
-from pipeline.device import resolve_device
-from pipeline.entry import ClipFeatures
-from pipeline.errors import KinemaError
-from pipeline.frames import read_frames
-from pipeline.progress import progress
-from pipeline.store import FeatureStore
-from pipeline.workers import Failure, run_isolated
-
-
-def clip_features(
-    clips: Iterable[Clip], backbone: Backbone, sampling: SamplingConfig, decode: DecodeConfig
-) -> Iterator[tuple[Clip, ClipFeatures | Failure]]:
-    """Turns clips into features; the one way for extraction and prediction.
-
-    Frames of several clips go through the CNN together, so that its batches are full.
-
-    Yields:
-        (clip, features or failure), failures as they come, features in batches.
-    """
-    load = functools.partial(read_frames, sampling=sampling, decode=decode, transform=backbone.transform)
-    outcomes = run_isolated(
-        load,
-        clips,
-        decode.workers or joblib.cpu_count(),
-        decode.deadline,
-        decode.memory,
-        fallback=functools.partial(load, decoders=("pyav",)),
-    )
-    waiting: list[tuple[Clip, DecodedClip, Source]] = []
-    in_cnn: deque[Future] = deque()
-    # The CNN works on one batch while the next is gathered here.
-    with ThreadPoolExecutor(1) as thread:
-        for clip, outcome in outcomes:
-            if isinstance(outcome, Failure):
-                yield clip, outcome
-                continue
-            waiting.append((clip, *outcome))
-            if sum(len(decoded.frames) for _, decoded, _ in waiting) >= backbone.batch:
-                in_cnn.append(thread.submit(_through_cnn, waiting, backbone))
-                waiting = []
-            if len(in_cnn) == 2:
-                yield from in_cnn.popleft().result()
-        if waiting:
-            in_cnn.append(thread.submit(_through_cnn, waiting, backbone))
-        for batch in in_cnn:
-            yield from batch.result()
-
-
-def _through_cnn(
-    waiting: list[tuple[Clip, DecodedClip, Source]], backbone: Backbone
-) -> list[tuple[Clip, ClipFeatures | Failure]]:
-    features = backbone(np.concatenate([decoded.frames for _, decoded, _ in waiting]))
-    bounds = np.cumsum([len(decoded.frames) for _, decoded, _ in waiting])[:-1]
-    outcomes: list[tuple[Clip, ClipFeatures | Failure]] = []
-    for (clip, decoded, source), features_TD in zip(waiting, np.split(features, bounds), strict=True):
-        if np.isfinite(features_TD).all():
-            outcomes.append((clip, ClipFeatures(features_TD, *decoded[1:], source)))
-        else:
-            remedy = "--backbone.view grid" if backbone.choice.precision == "fp32" else "--backbone.precision fp32"
-            reason = f"features overflow in {backbone.engine}, or are too large for float16; try {remedy}"
-            outcomes.append((clip, Failure(reason)))
-    return outcomes
+from pipeline.base.device import resolve_device
+from pipeline.base.errors import KinemaError
+from pipeline.base.progress import progress
+from pipeline.config import Config
+from pipeline.data.clip import Clip
+from pipeline.data.splits import load_dataset
+from pipeline.features.backbone import Backbone
+from pipeline.features.extraction import clip_features
+from pipeline.features.store import FeatureStore
+from pipeline.video.workers import Failure
 
 
 def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool = False) -> None:
@@ -99,7 +36,7 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     dataset = load_dataset(config.data)
     clips = dataset.clips[part - 1 :: parts]
     backbone = Backbone(config.backbone, device)
-    store = FeatureStore.prepare(config.store, backbone, config.sampling, config.decode.partial)
+    store = FeatureStore.prepare(config.store, backbone, config.sampling, config.decode.min_readable)
     deadly = set() if retry_failed else store.ledger.given_up(clips)
     print(
         f"{len(clips)} clips, {len(dataset.classes)} classes, store {store.folder}; "

@@ -9,14 +9,14 @@ import shlex
 from collections import defaultdict
 from typing import Any
 
-from pipeline.clip import Clip
+from pipeline.base.errors import ConfigError, printable
 from pipeline.config import Config
-from pipeline.data import load_dataset
-from pipeline.decode import decode_clip
-from pipeline.errors import ConfigError, printable
-from pipeline.store import FeatureStore
-from pipeline.timeline import read_timeline
-from pipeline.workers import Failure, run_isolated
+from pipeline.data.clip import Clip
+from pipeline.data.splits import load_dataset
+from pipeline.features.store import FeatureStore
+from pipeline.video.decode import decode_clip
+from pipeline.video.timestamps import read_timestamps
+from pipeline.video.workers import Failure, run_isolated
 
 
 def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
@@ -32,7 +32,7 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
             raise ConfigError(f"{printable(clip_id)}: no such clip in {config.data.lists or config.data.root}")
         _examine(clips[clip_id], config)
         return
-    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
+    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.min_readable)
     headers = {name: store.find(clip) for name, clip in clips.items()}
     lines = [line for name, line in store.ledger.failures(clips.values()).items() if not headers[name]]
     print(f"{len(lines)} of {len(clips)} clips could not be read" + (f", see {store.ledger.path}" if lines else ""))
@@ -70,12 +70,12 @@ def _examine(clip: Clip, config: Config) -> None:
         "pyav": functools.partial(_look_at_frames, config=config, decoder="pyav"),
     }
     for name, look in looks.items():
-        for _, outcome in run_isolated(look, [clip], 1, config.decode.deadline, config.decode.memory):
+        for _, outcome in run_isolated(look, [clip], 1, config.decode.timeout, config.decode.memory_limit):
             print(f"  {name}: {printable(outcome.reason if isinstance(outcome, Failure) else outcome)}")
 
 
 def _look_at_container(clip: Clip, config: Config) -> str:
-    timeline = read_timeline(clip.path, config.decode.max_pixels, config.decode.max_duration)
+    timeline = read_timestamps(clip.path, config.decode.max_pixels, config.decode.max_duration)
     times_N = timeline.times_N
     counted = ", without presentation times" if timeline.counted else ""
     return f"{timeline.present} of {len(times_N)} frames over {times_N[-1] - times_N[0]:.2f} s{counted}"

@@ -1,262 +1,160 @@
-"""The feature store: every frame goes through the CNN once, and a cache never lies.
+"""What a feature store holds, and whether it is true: for people, on demand.
 
-`<root>/<fingerprint>/` holds one setting: `manifest.json` says in words which, `backbone.safetensors` is the CNN that
-made the features, `failures.jsonl` lists the clips that could not be read, and `ab/<hash>.safetensors` is one clip.
-An entry is written under a temporary name and moved into place, so that it is there whole or not at all; that makes
-resuming, many writers and a kill at any moment safe. Its checksum tells what a failing disk or power made of it.
+kinema store --config configs/ucf101.yaml
+kinema store verify --config configs/ucf101.yaml --deep --mend
 """
 
-import errno
-import functools
-import hashlib
-import json
 import os
 import shutil
 import time
-from collections import defaultdict
-from contextlib import suppress
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
-from pipeline.atomic import abandoned, moved_into_place
-from pipeline.clip import Clip, Source, part_of
-from pipeline.config import BackboneConfig, SamplingConfig
-from pipeline.entry import (
-    ClipFeatures,
-    DamagedEntry,
-    Header,
-    decode_entry,
-    encode_entry,
-    entry_files,
-    entry_path,
-    read_header,
-)
-from pipeline.errors import ConfigError, KinemaError
-from pipeline.ledger import Ledger
-from pipeline.workers import Failure
-
-if TYPE_CHECKING:  # Reading features needs no CNN, nor the seconds in which its libraries are imported.
-    from pipeline.backbone import Backbone
-
-FORMAT = 3
-"""Counts up whenever the same settings begin to give other numbers."""
+from pipeline.base.errors import ConfigError, KinemaError, printable
+from pipeline.base.files import abandoned, atomic_write
+from pipeline.base.progress import progress
+from pipeline.data.clip import Source
+from pipeline.features.entry import DamagedEntry, decode_entry, encode_entry, entry_files, entry_path
+from pipeline.features.store import FeatureStore, read_manifest
 
 
-class FeatureStore:
-    """The entries of one fingerprint."""
-
-    def __init__(self, folder: Path, partial: float):
-        """Takes the folder as it is.
-
-        Args:
-            folder: of one fingerprint.
-            partial: share of the planned frames below which an entry counts as not there.
-        """
-        self.folder = folder
-        self.fingerprint = folder.name
-        self.backbone_file = folder / "backbone.safetensors"
-        self.ledger = Ledger(folder / "failures.jsonl")
-        self.partial = partial
-
-    @classmethod
-    def prepare(cls, root: Path, backbone: "Backbone", sampling: SamplingConfig, partial: float) -> "FeatureStore":
-        """Creates the folder with its manifest and the weights of the CNN, and removes what killed writers left.
-
-        Args:
-            root: folder of all settings.
-            backbone: what will make the features.
-            sampling: which frames they will be of.
-            partial: share of the planned frames below which an entry counts as not there.
-
-        Raises:
-            KinemaError: the folder cannot be written.
-        """
-        store = cls(root / fingerprint(backbone.description, sampling), partial)
-        manifest = store.folder / "manifest.json"
+def list_store(root: Path) -> None:
+    """Prints a line for each setting that the store has features of."""
+    folders = _settings(root)
+    row = "{:16}  {:24}  {:4}  {:6}  {:>6}  {:9}  {:>6}  {:>6}  {:>9}  {}".format
+    headings = "fingerprint", "model", "crop", "view", "frames", "precision", "clips", "unread", "size", "last written"
+    print(row(*headings))
+    for folder in folders:
         try:
-            store.folder.mkdir(parents=True, exist_ok=True)
-            if not backbone.is_saved_in(store.backbone_file):
-                with moved_into_place(store.backbone_file) as temporary:
-                    backbone.save(temporary)
-            before = read_manifest(manifest)
-            engines = before.get("cosine_to_fp32", {}) | {backbone.engine: round(backbone.choice.cosine, 5)}
-            files = [*before.get("weights_files", []), _digest(backbone.weights_file)]
-            about = {"cosine_to_fp32": engines, "weights_files": list(dict.fromkeys(files))}
-            text = json.dumps(setting(backbone.description, sampling) | about, indent=2) + "\n"
-            if not manifest.exists() or manifest.read_text(errors="replace") != text:
-                with moved_into_place(manifest) as temporary:
-                    temporary.write_text(text)
-            with suppress(OSError):  # A store that cannot be written may still be read.
-                os.utime(manifest, ns=(time.time_ns(),) * 2)  # Finer than the time that the system would take.
-            store.ledger.close_line()
-        except OSError as error:
-            raise store._refusal(store.folder, error, backbone.bytes) from None
-        for leftover in abandoned(store.folder):
-            leftover.unlink(missing_ok=True)
-        return store
-
-    @classmethod
-    def last(cls, root: Path, backbone: BackboneConfig, sampling: SamplingConfig, partial: float) -> "FeatureStore":
-        """Finds what the last extraction with these settings has filled, without the CNN.
-
-        Raises:
-            ConfigError: there is no such weight file.
-            KinemaError: there has been none.
-        """
-        try:
-            weights = _digest(backbone.weights)
-        except OSError as error:
-            raise ConfigError(f"{backbone.weights}: cannot read the weight file: {error.strerror}") from None
-        names = "model", "precision", "crop", "view"
-        wanted = [FORMAT, *(getattr(backbone, name) for name in names), sampling.frames]
-        found = []
-        for manifest in root.glob("*/manifest.json"):
-            with suppress(OSError, KeyError, TypeError):  # Damaged: the next extraction writes it anew.
-                about = read_manifest(manifest)
-                has = [about["format"], *(about["backbone"][name] for name in names), about["sampling"]["frames"]]
-                if has == wanted and weights in about["weights_files"]:
-                    found.append((manifest.stat().st_mtime_ns, manifest.parent))
-        if not found:
-            raise KinemaError(f"{root}: no features with these settings; run kinema extract with the same config")
-        return cls(max(found)[1], partial)
-
-    def write(self, clip: Clip, entry: ClipFeatures, engine: str, left: int = 1) -> None:
-        """Writes one entry, whole or not at all.
-
-        Args:
-            clip: whose it is.
-            entry: what to write.
-            engine: what made it, in words.
-            left: how many entries are still to be written, for the message if the disk is full.
-
-        Raises:
-            KinemaError: the disk is full or cannot be written.
-        """
-        content = encode_entry(clip.id, entry, engine, self.fingerprint)
-        path = entry_path(self.folder, clip.id)
-        try:
-            path.parent.mkdir(exist_ok=True)
-            with moved_into_place(path) as temporary:
-                temporary.write_bytes(content)
-        except OSError as error:
-            raise self._refusal(path, error, left * len(content)) from None
-
-    def find(self, clip: Clip) -> Header | None:
-        """Reads the header of an entry, in a third of the time of all of it; None if there is none, or it is not whole,
-        of another state of the file, or too partial. Damage to the numbers is only seen by `read`."""
-        try:
-            header = read_header(entry_path(self.folder, clip.id))
-            fresh = header.source.unchanged(clip.path)
-        except (OSError, DamagedEntry):
-            return None
-        return header if fresh and header.frames >= self.partial * header.planned else None
-
-    def read(self, clip: Clip) -> ClipFeatures | None:
-        """Reads an entry that `find` has found; None if its numbers are damaged, and then it is removed, so that the
-        next extraction makes it anew."""
-        path = entry_path(self.folder, clip.id)
-        try:
-            return decode_entry(path)[1]
-        except FileNotFoundError:
-            return None
-        except DamagedEntry:
-            with suppress(OSError):  # A store that cannot be written may still be read.
-                path.unlink()
-            return None
-
-    def make_way(self, clip: Clip) -> None:
-        """Removes the entry of another file by the clip's name, which would count if the clip cannot be read; stops if
-        that file is still there, for two data sets that share a store would compute such clips anew by turns.
-
-        Raises:
-            KinemaError: it is.
-        """
-        path = entry_path(self.folder, clip.id)
-        try:
-            source = read_header(path).source
-            if source.is_at(clip.path):
-                return
-            is_there = os.path.exists(source.path) and source.unchanged(Path(source.path))
-            if not is_there:
-                path.unlink()
-            if not is_there or source.sha256 == Source.of(clip.path).sha256:
-                return
-        except (OSError, DamagedEntry):
-            return
-        raise KinemaError(
-            f"{self.folder} has features of another file by the name of {clip.id}, {source.path}; "
-            "give each data set its own --store"
+            setting = read_manifest(folder / "manifest.json")
+            backbone, frames = setting["backbone"], setting["sampling"]["frames"]
+            of = [backbone[name] for name in ("model", "crop", "view")]
+            precision = backbone["precision"]
+        except (KeyError, TypeError):
+            print(f"{folder.name}  its manifest.json is damaged; kinema extract with the same config writes it anew")
+            continue
+        files = list(entry_files(folder))
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        newest = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
+        tried = FeatureStore(folder, partial=0).ledger.lines()
+        unread = sum(
+            os.path.lexists(line["path"]) and not entry_path(folder, name).exists() for name, line in tried.items()
         )
-
-    def renew(self, clip: Clip) -> bool:
-        """Finds the features of a file that was touched, moved or renamed, or copied with its folder, and notes its new
-        time and place; False if there are none of its content."""
-        try:
-            size = clip.path.stat().st_size
-            for path in (entry_path(self.folder, clip.id), *self._left_behind[size, part_of(clip.id)]):
-                with suppress(FileNotFoundError, DamagedEntry):
-                    _, entry, engine = decode_entry(path)
-                    if entry.source.size != size or len(entry.indices) < self.partial * entry.planned:
-                        continue
-                    now = Source.of(clip.path)
-                    if now.sha256 == entry.source.sha256:
-                        self.write(clip, entry._replace(source=now), engine)
-                        return True
-        except OSError:
-            pass
-        return False
-
-    def record_failure(self, clip: Clip, failure: Failure) -> None:
-        """Notes a clip that could not be read in the ledger.
-
-        Raises:
-            KinemaError: the ledger cannot be written.
-        """
-        try:
-            self.ledger.record(clip, failure)
-        except OSError as error:
-            raise self._refusal(self.ledger.path, error) from None
-
-    @functools.cached_property
-    def _left_behind(self) -> dict[tuple[int, str], list[Path]]:
-        """The entries whose file is gone, perhaps to another name, by its size and the part of it that is meant."""
-        found = defaultdict(list)
-        for path in entry_files(self.folder):
-            with suppress(OSError, DamagedEntry):
-                header = read_header(path)
-                if not os.path.exists(header.source.path):
-                    found[header.source.size, part_of(header.clip)].append(path)
-        return found
-
-    def _refusal(self, path: Path, error: OSError, needed: int = 0) -> KinemaError:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            missing = max(needed - shutil.disk_usage(self.folder.parent).free, 0)
-            reason = f"{reason}: about {missing / 1e6:.1f} MB are missing"
-        return KinemaError(
-            f"{path}: cannot write the feature store: {reason}; what is done is kept, the same command goes on"
-        )
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
+        counts = precision, len(files), unread, f"{size / 1e6:.1f} MB"
+        print(row(folder.name, *of, frames, *counts, written))
 
 
-def setting(backbone: dict[str, Any], sampling: SamplingConfig) -> dict[str, Any]:
-    """Returns everything that decides the numbers of an entry, as JSON values; `backbone` is its description."""
-    return {"format": FORMAT, "backbone": backbone, "sampling": {"frames": sampling.frames}}
+def verify_store(root: Path, deep: bool, mend: bool) -> None:
+    """Reads every entry and compares it with its checksum and its source file.
+
+    Args:
+        root: folder of all settings.
+        deep: compare the content of the source files too, not only size and time of change.
+        mend: remove damaged entries, outdated ones and what killed writers left, so that the next extraction makes them
+            anew; an entry whose file has another time but the same content is kept and its time noted.
+
+    Raises:
+        KinemaError: something is wrong and was not mended.
+    """
+    found: Counter[str] = Counter()
+    for folder in _settings(root):
+        files = list(entry_files(folder))
+        with progress(f"verify {folder.name}", len(files), "entries") as bar:
+            for file in files:
+                if problem := _problem(file, deep):
+                    found[problem.kind] += 1
+                    print(f"{os.path.relpath(file)}: {problem.kind}: {printable(problem.detail)}")
+                    if mend and problem.renewed:
+                        with atomic_write(file) as temporary:
+                            temporary.write_bytes(problem.renewed)
+                    elif mend and problem.kind in ("damaged", "outdated"):
+                        file.unlink(missing_ok=True)
+                bar.update()
+        for leftover in abandoned(folder):
+            found["left-over temporary file"] += 1
+            print(f"{os.path.relpath(leftover)}: left over from a killed process")
+            if mend:
+                leftover.unlink(missing_ok=True)
+    print(f"verify: {', '.join(f'{count} {kind}' for kind, count in found.items()) or 'nothing wrong'}")
+    beyond = found["orphan"] + found["unreadable"]
+    if mend and found.total() > beyond:
+        print(f"mended: {found.total() - beyond}")
+    if unmended := beyond if mend else found.total():
+        advice = [] if mend or unmended == beyond else ["verify --mend mends all but orphans and unreadable ones"]
+        if found["orphan"]:
+            advice.append(
+                "where videos were moved or renamed, kinema extract takes them over; then prune --orphans removes the "
+                "rest"
+            )
+        raise KinemaError("; ".join([f"{root}: {unmended} entries are not right", *advice]))
 
 
-def fingerprint(backbone: dict[str, Any], sampling: SamplingConfig) -> str:
-    """Returns the digest of a setting, by which its folder is named."""
-    return hashlib.sha256(json.dumps(setting(backbone, sampling), sort_keys=True).encode()).hexdigest()[:16]
+def prune_store(root: Path, fingerprints: list[str], orphans: bool) -> None:
+    """Removes all features of the named settings, or entries whose source file is no longer there.
+
+    Raises:
+        ConfigError: there is no such setting.
+        KinemaError: all source files are gone, as if a disk were missing.
+    """
+    known = {folder.name: folder for folder in _settings(root)}
+    unknown = [name for name in fingerprints if name not in known]
+    if unknown:
+        raise ConfigError(f"{root}: no setting {printable(unknown[0])}; kinema store lists what is there")
+    for name in fingerprints:
+        shutil.rmtree(known[name])
+        print(f"removed {known[name]}")
+    if orphans:
+        files = [file for folder in _settings(root) for file in entry_files(folder)]
+        gone = [file for file in files if (problem := _problem(file, deep=False)) and problem.kind == "orphan"]
+        if gone and len(gone) == len(files):
+            raise KinemaError(
+                f"{root}: the videos of all {len(files)} entries are gone, so nothing was removed: if they have moved, "
+                "kinema extract finds them again; to remove everything, name the fingerprints"
+            )
+        for file in gone:
+            file.unlink()
+        print(f"removed {len(gone)} entries whose source file is gone")
+    if not fingerprints and not orphans:
+        raise ConfigError("name the fingerprints to remove (kinema store lists them), or --orphans")
 
 
-def read_manifest(manifest: Path) -> dict[str, Any]:
-    """Returns the settings of a folder, the engines that have made features, each with its least cosine to fp32, and
-    the digests of the files that the weights came from; nothing if it is not there, or damaged."""
+class _Problem(NamedTuple):
+    """What is wrong with an entry, in a word and in detail, and the bytes that make it right, if that is possible."""
+
+    kind: str
+    detail: str
+    renewed: bytes = b""
+
+
+def _problem(file: Path, deep: bool) -> _Problem | None:
     try:
-        about = json.loads(manifest.read_text())
-    except (OSError, ValueError):
-        about = None
-    return about if isinstance(about, dict) else {}
+        clip_id, entry, engine = decode_entry(file)
+    except DamagedEntry as error:
+        return _Problem("damaged", str(error))
+    except OSError as error:
+        return _Problem("unreadable", str(error.strerror))
+    source = Path(entry.source.path)
+    try:
+        unchanged = entry.source.unchanged(source)
+        if unchanged and not deep:
+            return None
+        now = Source.of(source)
+    except FileNotFoundError:
+        return _Problem("orphan", f"its source {source} is gone")
+    except OSError as error:
+        return _Problem("unreadable", f"its source {source}: {error.strerror}")
+    if now.sha256 != entry.source.sha256:
+        return _Problem("outdated", f"its source {source} has changed")
+    if unchanged:
+        return None
+    renewed = encode_entry(clip_id, entry._replace(source=now), engine, file.parent.parent.name)
+    return _Problem("touched", f"its source {source} has another time, but the same content", renewed)
 
 
-def _digest(weights: Path | None) -> str | None:
-    return Source.of(weights).sha256 if weights else None
+def _settings(root: Path) -> list[Path]:
+    """Lists the folders of a store, a fingerprint each."""
+    if not root.is_dir():
+        raise ConfigError(f"store: no such folder: {root}")
+    return sorted(file.parent for file in root.glob("*/manifest.json"))

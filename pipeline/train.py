@@ -13,22 +13,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pipeline.bundle import Bundle
-from pipeline.clip import Clip
+from pipeline.base.device import resolve_device
+from pipeline.base.errors import ConfigError, KinemaError
+from pipeline.base.progress import progress
+from pipeline.base.settings import to_yaml, yaml_differences
 from pipeline.config import Config
-from pipeline.data import load_dataset
-from pipeline.device import resolve_device
-from pipeline.entry import Header
-from pipeline.errors import ConfigError, KinemaError
-from pipeline.fit import Checkpoint, fit
-from pipeline.fusion import tune_fusion
-from pipeline.head import Heads
-from pipeline.loading import ClipSet, find_clips, load_reduced, warn_of_conflicts
-from pipeline.progress import progress
-from pipeline.settings import to_yaml, yaml_differences
-from pipeline.store import FeatureStore
-from pipeline.tracking import Tracker
-from pipeline.tuning import tune, with_settings
+from pipeline.data.clip import Clip
+from pipeline.data.splits import load_dataset
+from pipeline.features.entry import Header
+from pipeline.features.store import FeatureStore
+from pipeline.models.heads import Heads
+from pipeline.runs.bundle import Bundle
+from pipeline.runs.dataset import ClipSet, find_clips, load_reduced, warn_of_conflicts
+from pipeline.runs.fusion import tune_fusion
+from pipeline.runs.tracking import Tracker
+from pipeline.runs.trainer import Checkpoint, fit
+from pipeline.runs.tuning import tune, with_settings
 
 PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
 """Settings that do not change what a run learns."""
@@ -55,7 +55,7 @@ def train(config: Config, run: str) -> None:
     dataset = load_dataset(config.data)
     if len(dataset.classes) == 1:
         raise KinemaError("one class alone leaves nothing to learn; name the folder of all classes by data.root")
-    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
+    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.min_readable)
     found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
     identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)
     trained_on = bundle.trained().get("identity")

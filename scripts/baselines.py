@@ -27,16 +27,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from pipeline.base.device import resolve_device
+from pipeline.base.progress import progress
+from pipeline.base.settings import build
 from pipeline.config import Config
-from pipeline.data import Dataset, group_folds, load_dataset
-from pipeline.device import resolve_device
-from pipeline.head import segment_means
-from pipeline.loading import find_clips, read_features
-from pipeline.metrics import group_interval
-from pipeline.progress import progress
-from pipeline.settings import build
-from pipeline.store import FeatureStore
-from pipeline.views import CELLS, SIZE
+from pipeline.data.splits import Dataset, group_folds, load_dataset
+from pipeline.features.grid import CELLS, SIZE
+from pipeline.features.store import FeatureStore
+from pipeline.models.reduction import segment_means
+from pipeline.runs.dataset import find_clips, read_features
+from pipeline.runs.metrics import group_interval
 
 EPOCHS, PATIENCE = 60, 10
 
@@ -99,7 +99,7 @@ def load_splits(config: Config, split: int) -> tuple[Dataset, dict[str, Split]]:
     if config.backbone.view != "grid":
         raise SystemExit("backbone.view: the baselines are of the view grid, which holds the pooled layer too")
     dataset = load_dataset(dataclasses.replace(config.data, split=split))
-    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.partial)
+    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.min_readable)
     parts = {}
     for name in ("train", "val", "test"):
         clips = list(find_clips(store, dataset, name, config.max_missing))

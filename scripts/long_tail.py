@@ -17,12 +17,12 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 
-from pipeline.clip import Clip
+from pipeline.base.settings import build
 from pipeline.config import Config, DataConfig, TrainConfig
-from pipeline.data import load_dataset
+from pipeline.data.clip import Clip
+from pipeline.data.splits import load_dataset
 from pipeline.evaluate import evaluate
-from pipeline.metrics import group_interval
-from pipeline.settings import build
+from pipeline.runs.metrics import group_interval
 from pipeline.train import train
 
 WAYS = get_args(get_type_hints(TrainConfig)["imbalance"])

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.base.errors import KinemaError
+from pipeline.base.settings import build, flatten
 from pipeline.config import Config
-from pipeline.data import load_dataset
-from pipeline.errors import KinemaError
-from pipeline.metrics import group_interval
-from pipeline.settings import build, flatten
+from pipeline.data.splits import load_dataset
+from pipeline.runs.metrics import group_interval
 
 
 def main() -> None:

@@ -26,12 +26,12 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.backbone import Backbone
 from pipeline.config import BackboneConfig
-from pipeline.decode import CLOCK_ROUNDING
-from pipeline.entry import ClipFeatures, decode_entry
-from pipeline.ledger import Ledger
-from pipeline.timeline import read_timeline
+from pipeline.features.backbone import Backbone
+from pipeline.features.entry import ClipFeatures, decode_entry
+from pipeline.features.ledger import Ledger
+from pipeline.video.decode import CLOCK_ROUNDING
+from pipeline.video.timestamps import read_timestamps
 
 FRAMES = 8
 DEADLINE = 8
@@ -104,7 +104,7 @@ def damage(rng: random.Random, sources: list[Path], folder: Path, number: int) -
 def start_extraction(videos: Path, store: Path, token: str, *more: str) -> subprocess.Popen:
     """Starts `kinema extract` in a process group of its own."""
     command = [sys.executable, "-m", "pipeline.cli", "extract", "--data.root", videos]
-    command += ["--store", store, "--sampling.frames", FRAMES, "--decode.deadline", DEADLINE, *more]
+    command += ["--store", store, "--sampling.frames", FRAMES, "--decode.timeout", DEADLINE, *more]
     environment = {**os.environ, TOKEN: token}
     return subprocess.Popen(
         list(map(str, command)),
@@ -179,7 +179,7 @@ def strict_frames(path: Path, pts: np.ndarray, indices: np.ndarray) -> list[np.n
     Returns:
         uint8 [H,W,3] for each wanted frame, None for one after damage and before the next keyframe, or not there.
     """
-    timeline = read_timeline(path)
+    timeline = read_timestamps(path)
     shown: list[tuple[float, av.VideoFrame | None]] = []
     damaged_at: float | None = None
     with av.open(str(path), metadata_errors="replace") as container:

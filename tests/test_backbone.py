@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline import engines
-from pipeline.backbone import Backbone, resize_and_crop
-from pipeline.clip import Clip
+from pipeline.base.errors import ConfigError, KinemaError
 from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
-from pipeline.errors import ConfigError, KinemaError
-from pipeline.extract import clip_features
-from pipeline.views import Grid
+from pipeline.data.clip import Clip
+from pipeline.features import engines
+from pipeline.features.backbone import Backbone, resize_and_crop
+from pipeline.features.extraction import clip_features
+from pipeline.features.grid import Grid
 
 from conftest import write_video
 

@@ -16,11 +16,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline import store
+from pipeline.base.settings import build, to_yaml
 from pipeline.cli import main
 from pipeline.config import Config, DataConfig
-from pipeline.entry import decode_entry
-from pipeline.settings import build, to_yaml
+from pipeline.features import store
+from pipeline.features.entry import decode_entry
 
 from conftest import REPOSITORY, kinema, write_video
 
@@ -36,7 +36,7 @@ def test_help_is_readable(verb, capsys):
         main([verb, "--help"])
     text = capsys.readouterr().out
     assert f"usage: kinema {verb}" in text
-    assert "--decode.deadline FLOAT" in text and "Time limit per clip, seconds" in text and "(default: 60.0)" in text
+    assert "--decode.timeout FLOAT" in text and "Time limit per clip, seconds" in text and "(default: 60.0)" in text
     assert ("--head.hidden" in text) == (verb in ("extract", "train"))
 
 
@@ -61,7 +61,7 @@ def test_wrong_arguments(tmp_path):
     fails(2, "--train.seed has no effect on kinema evaluate", "evaluate", tmp_path / "none", "--train.seed", "3")
     for device in ("cuda:99", "meta"):
         fails(2, f"device '{device}' cannot be used here", "extract", "--data.root", tmp_path, "--device", device)
-    fails(2, "deadline: input should be less than or equal to 86400", "extract", "--decode.deadline", "inf")
+    fails(2, "timeout: input should be less than or equal to 86400", "extract", "--decode.timeout", "inf")
     fails(2, "seed: input should be less than 4294967296", "train", "--train.seed", 20261127120000)
 
 
@@ -182,14 +182,14 @@ def test_a_pipe_that_never_gives_a_byte_costs_its_deadline_and_no_clip(tmp_path)
     healthy(tmp_path / "videos")
     os.mkfifo(tmp_path / "videos" / "Good" / "clip.avi")
     began = time.monotonic()
-    assert "4 done, 0 skipped, 1 failed" in extract(tmp_path, "--decode.deadline", 4)[0]
+    assert "4 done, 0 skipped, 1 failed" in extract(tmp_path, "--decode.timeout", 4)[0]
     assert time.monotonic() - began < 30
     [ledger] = (tmp_path / "store").glob("*/failures.jsonl")
     [line] = map(json.loads, ledger.open())
     assert (line["clip"], line["reason"], line["attempt"]) == ("Good/clip.avi", "timeout 4 s", 1)
-    again, _ = extract(tmp_path, "--decode.deadline", 4)
+    again, _ = extract(tmp_path, "--decode.timeout", 4)
     assert "0 done, 4 skipped, 0 failed" in again and "not tried again: 1 clips" in again
-    assert "0 done, 4 skipped, 1 failed" in extract(tmp_path, "--decode.deadline", 1, "--retry-failed")[0]
+    assert "0 done, 4 skipped, 1 failed" in extract(tmp_path, "--decode.timeout", 1, "--retry-failed")[0]
 
 
 def test_shards_do_all_clips_between_them(tmp_path):

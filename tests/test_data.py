@@ -6,10 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.clip import Clip
+from pipeline.base.errors import KinemaError
 from pipeline.config import DataConfig
-from pipeline.data import check_leaks, hold_out, load_dataset
-from pipeline.errors import KinemaError
+from pipeline.data.clip import Clip
+from pipeline.data.splits import check_leaks, hold_out, load_dataset
 
 from conftest import touch, write_csv
 

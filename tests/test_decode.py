@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import DecodeConfig
-from pipeline.decode import decode_clip, read_decord, read_pyav
-from pipeline.sampling import plan_frames
-from pipeline.timeline import DecodeError, read_timeline
+from pipeline.video.decode import decode_clip, read_decord, read_pyav
+from pipeline.video.sampling import plan_frames
+from pipeline.video.timestamps import DecodeError, read_timestamps
 
 from conftest import painted_number, remux, write_video
 
@@ -55,7 +55,7 @@ def videos(tmp_path_factory):
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("frames", [5, 16, 60])
 def test_the_frames_asked_for_are_obtained(videos, name, frames):
-    timeline = read_timeline(videos[name])
+    timeline = read_timestamps(videos[name])
     plan = plan_frames(timeline.times_N, frames)
     assert numbers(read_pyav(videos[name], timeline, plan).values()) == list(plan)
     if name in NOT_BY_DECORD:
@@ -97,7 +97,7 @@ def test_clocks_that_do_not_start_at_nought(videos, tmp_path, name, shift, hidde
     assert numbers(clip.frames) == [index + hidden for index in clip.indices]
     assert clip.planned == len(clip.indices) == 16
     np.testing.assert_allclose(clip.pts, clip.indices / 25, atol=1e-3)
-    timeline = read_timeline(path)
+    timeline = read_timestamps(path)
     assert numbers(read_pyav(path, timeline, clip.indices).values()) == numbers(clip.frames)
 
 
@@ -126,7 +126,7 @@ def test_a_segment_is_cut_by_time(videos):
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotation_is_honoured_by_both_decoders(tmp_path, rotation):
     path = write_video(tmp_path / "phone.mp4", "libx264", rotation=rotation)
-    timeline = read_timeline(path)
+    timeline = read_timestamps(path)
     plan = plan_frames(timeline.times_N, 4)
     pyav, decord = (
         np.stack(list(frames)) for frames in (read_pyav(path, timeline, plan).values(), by_decord(path, timeline, plan))
@@ -235,7 +235,7 @@ def test_damage_never_makes_decord_give_another_frame(videos, tmp_path_factory, 
         clip = decode_clip(path, 16, decoders=("decord",))
     except DecodeError:
         return
-    timeline = read_timeline(path)
+    timeline = read_timestamps(path)
     shown = read_pyav(path, timeline, np.arange(timeline.present))
     if len(shown) == timeline.present:
         assert all(np.array_equal(frame, shown[index]) for frame, index in zip(clip.frames, clip.indices, strict=True))
@@ -254,7 +254,7 @@ def test_a_frame_that_decord_complains_of_is_not_taken(videos, tmp_path):
         except DecodeError as error:
             complaints += "complains" in str(error)
         else:
-            shown = read_pyav(path, read_timeline(path), clip.indices)
+            shown = read_pyav(path, read_timestamps(path), clip.indices)
             assert numbers(clip.frames) == list(clip.indices) or len(shown) < len(clip.indices)
     assert complaints
 
@@ -319,5 +319,5 @@ def test_real_clips_give_the_frames_asked_for(real_clips):
     for path in paths:
         clip = decode_clip(path, 16)
         assert len(clip.frames) == 16
-        reference = read_pyav(path, read_timeline(path), clip.indices)
+        reference = read_pyav(path, read_timestamps(path), clip.indices)
         assert np.array_equal(clip.frames, np.stack(list(reference.values()))), path

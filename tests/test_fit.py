@@ -4,12 +4,12 @@ import math
 import pytest
 import torch
 
+from pipeline.base.errors import KinemaError
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.errors import KinemaError
-from pipeline.fit import Checkpoint, _share_of_peak, fit
-from pipeline.fusion import tune_fusion
-from pipeline.head import HEADS, Head, Heads
-from pipeline.loading import ClipSet
+from pipeline.models.heads import HEADS, Head, Heads
+from pipeline.runs.dataset import ClipSet
+from pipeline.runs.fusion import tune_fusion
+from pipeline.runs.trainer import Checkpoint, _share_of_peak, fit
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]

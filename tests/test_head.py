@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import HeadConfig
-from pipeline.head import HEADS, BiLSTM, Heads, Reduction, segment_means
+from pipeline.models.heads import HEADS, BiLSTM, Heads
+from pipeline.models.reduction import Reduction, segment_means
 
 WIDTH, CLASSES, LEVELS = 12, 5, 3
 

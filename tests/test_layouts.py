@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
+from pipeline.base.errors import ConfigError, KinemaError
 from pipeline.config import DataConfig
-from pipeline.data import load_dataset
-from pipeline.errors import ConfigError, KinemaError
-from pipeline.layouts import group_of
+from pipeline.data.formats import group_of
+from pipeline.data.splits import load_dataset
 
 from conftest import REPOSITORY, touch, write_csv
 

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.clip import Clip, Source
+from pipeline.base.errors import KinemaError
 from pipeline.config import Config, HeadConfig, SamplingConfig
-from pipeline.data import Dataset
-from pipeline.entry import ClipFeatures, entry_path
-from pipeline.errors import KinemaError
-from pipeline.head import Reduction
-from pipeline.loading import find_clips, load_clips, load_reduced, read_features
-from pipeline.store import FeatureStore
-from pipeline.workers import Failure
+from pipeline.data.clip import Clip, Source
+from pipeline.data.splits import Dataset
+from pipeline.features.entry import ClipFeatures, entry_path
+from pipeline.features.store import FeatureStore
+from pipeline.models.reduction import Reduction
+from pipeline.runs.dataset import find_clips, load_clips, load_reduced, read_features
+from pipeline.video.workers import Failure
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import numpy as np
 
-from pipeline.metrics import group_interval, measure, most_confused, per_class
+from pipeline.runs.metrics import group_interval, measure, most_confused, per_class
 
 
 def test_measures_of_a_known_case():

@@ -9,8 +9,6 @@ import subprocess
 import pytest
 import yaml
 
-import pipeline
-
 from conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -61,14 +59,3 @@ def test_the_commands_of_the_readme(tmp_path):
     assert "No such file" in outputs[-2] and outputs[-2].count("\n") == 6
     for run in ("demo", "mine"):
         assert json.loads((copy / "data/runs" / run / "metrics.json").read_text())["n_clips"] > 0
-
-
-def test_a_file_imports_only_from_those_before_it():
-    """In the order in which `pipeline/__init__.py` names them all."""
-    order = re.findall(r"`(\w+)`", pipeline.__doc__)
-    files = {file.stem: file.read_text() for file in (REPOSITORY / "pipeline").glob("[!_]*.py")}
-    assert sorted(order) == sorted(files)
-    for stem, code in files.items():
-        imported = re.findall(r"^(?: *)from pipeline(?:\.(\w+))? import (.*)", code, re.MULTILINE)
-        names = {name for module, rest in imported for name in ([module] if module else rest.split(", "))}
-        assert not {name for name in names if order.index(name) >= order.index(stem)}, stem

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sampling import plan_frames
+from pipeline.video.sampling import plan_frames
 
 times = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=300).map(lambda gaps: np.cumsum(gaps) - gaps[0])
 

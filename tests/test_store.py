@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from pipeline.backbone import Backbone
-from pipeline.clip import Clip, Source
+from pipeline.base.errors import ConfigError, KinemaError
 from pipeline.config import BackboneConfig, SamplingConfig
-from pipeline.entry import ClipFeatures
-from pipeline.errors import ConfigError, KinemaError
-from pipeline.store import FeatureStore, fingerprint
-from pipeline.workers import Failure
+from pipeline.data.clip import Clip, Source
+from pipeline.features.backbone import Backbone
+from pipeline.features.entry import ClipFeatures
+from pipeline.features.store import FeatureStore, fingerprint
+from pipeline.video.workers import Failure
 
 from conftest import write_video
 

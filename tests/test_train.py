@@ -17,14 +17,14 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from pipeline.bundle import Bundle
-from pipeline.clip import Clip, Source
 from pipeline.config import DataConfig
-from pipeline.data import load_dataset
-from pipeline.entry import Header
-from pipeline.layouts import CSV_COLUMNS
+from pipeline.data.clip import Clip, Source
+from pipeline.data.formats import CSV_COLUMNS
+from pipeline.data.splits import load_dataset
+from pipeline.features.entry import Header
 from pipeline.predict import Predictor
-from pipeline.workers import Failure
+from pipeline.runs.bundle import Bundle
+from pipeline.video.workers import Failure
 
 from conftest import REPOSITORY, kinema, touch, write_csv
 

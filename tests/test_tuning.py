@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from pipeline.config import Config, HeadConfig, TrainConfig
-from pipeline.data import group_folds
-from pipeline.loading import ClipSet
-from pipeline.tuning import _difference, tune, with_settings
+from pipeline.data.splits import group_folds
+from pipeline.runs.dataset import ClipSet
+from pipeline.runs.tuning import _difference, tune, with_settings
 
 GROUPS = [f"g{number // 3}" for number in range(48)]
 
@@ -66,7 +66,7 @@ def test_what_makes_no_difference_is_not_taken():
 
 @pytest.mark.parametrize(("lower", "is_taken"), [(3.1, False), (3.3, True)])
 def test_a_value_is_taken_if_it_is_better_than_chance_would_be_in_nine_tries(monkeypatch, lower, is_taken):
-    monkeypatch.setattr("pipeline.tuning._difference", lambda *_: (lower, 1.0))
+    monkeypatch.setattr("pipeline.runs.tuning._difference", lambda *_: (lower, 1.0))
     tuning = chosen(Config(head=HeadConfig(hidden=4, levels=2), train=TrainConfig(epochs=1)))
     assert ("head.kind" in tuning.chosen) == is_taken == any(line.endswith(", taken") for line in tuning.tried)
 

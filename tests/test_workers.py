@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.workers import Failure, run_isolated
+from pipeline.video.workers import Failure, run_isolated
 
 from conftest import REPOSITORY
 
@@ -44,7 +44,7 @@ def make_arrays(size):
 
 def test_a_script_without_a_name_needs_no_guard():
     """Processes that were made anew from it would fail, or run all of it once more."""
-    script = "import os.path; from pipeline.workers import run_isolated\n"
+    script = "import os.path; from pipeline.video.workers import run_isolated\n"
     script += "print(list(run_isolated(os.path.basename, ['a/b'], 1, 60)))"
     done = subprocess.run([sys.executable, "-"], cwd=REPOSITORY, input=script, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[('a/b', 'b')]\n", "")

@@ -26,13 +26,13 @@ import decord
 from PIL import Image
 from rounds import alternate, publish, ratio
 
-from pipeline.backbone import Backbone
-from pipeline.clip import Clip
+from pipeline.base.device import resolve_device
 from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
-from pipeline.device import resolve_device
-from pipeline.extract import clip_features
-from pipeline.frames import read_frames
-from pipeline.workers import Failure, run_isolated
+from pipeline.data.clip import Clip
+from pipeline.features.backbone import Backbone
+from pipeline.features.extraction import clip_features
+from pipeline.video.transform import read_frames
+from pipeline.video.workers import Failure, run_isolated
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
         backbones["torch"] = Backbone(BackboneConfig(engine="torch"), device)
 
     def decode_alone() -> int:
-        return sum(len(got[0].frames) for _, got in run_isolated(load, clips, workers, decode.deadline))
+        return sum(len(got[0].frames) for _, got in run_isolated(load, clips, workers, decode.timeout))
 
     plain, decoding = "plain loop", f"decode and resize alone, {workers} processes"
     ways: dict[str, Callable[[], int]] = {plain: functools.partial(plain_loop, paths, sampling.frames, device)}

@@ -17,10 +17,10 @@ from rounds import alternate, publish, ratio
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.base.device import resolve_device
 from pipeline.config import HeadConfig, SamplingConfig, TrainConfig
-from pipeline.device import resolve_device
-from pipeline.fit import fit
-from pipeline.loading import ClipSet
+from pipeline.runs.dataset import ClipSet
+from pipeline.runs.trainer import fit
 
 CLASSES, POOLED = 101, 1280
 WORKERS = 2
@@ -39,7 +39,7 @@ def main() -> None:
     torch.manual_seed(0)
     head = HeadConfig()
     labels_N = torch.randint(0, CLASSES, (args.clips,))
-    clips = ClipSet(torch.randn(args.clips, 2**head.levels - 1, 2 * head.components), labels_N, CLASSES)
+    clips = ClipSet(torch.randn(args.clips, 2**head.pyramid_levels - 1, 2 * head.pca_components), labels_N, CLASSES)
 
     def side_by_side(heads: int) -> int:
         learns_HN = torch.ones(heads, args.clips, dtype=torch.bool)

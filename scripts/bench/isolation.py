@@ -21,12 +21,12 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.backbone import Backbone
-from pipeline.clip import Clip
 from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
-from pipeline.extract import clip_features
-from pipeline.frames import read_frames
-from pipeline.workers import run_isolated
+from pipeline.data.clip import Clip
+from pipeline.features.backbone import Backbone
+from pipeline.features.extraction import clip_features
+from pipeline.video.transform import read_frames
+from pipeline.video.workers import run_isolated
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
                     pass
 
         def in_processes(part: list[Clip]) -> None:
-            for _ in run_isolated(load, part, workers, decode.deadline, decode.memory):
+            for _ in run_isolated(load, part, workers, decode.timeout, decode.memory_limit):
                 pass
 
         ratios, rates = [], []

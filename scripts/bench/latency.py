@@ -25,9 +25,9 @@ ANYWAY = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.bundle import Bundle
-from pipeline.backbone import Backbone
-from pipeline.device import resolve_device
+from pipeline.runs.bundle import Bundle
+from pipeline.features.backbone import Backbone
+from pipeline.base.device import resolve_device
 bundle = Bundle(Path(sys.argv[1]))
 config = bundle.config({})
 backbone = Backbone(config.backbone, resolve_device(config.device), bundle.backbone_file)

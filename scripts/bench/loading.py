@@ -19,11 +19,11 @@ import torch
 from rounds import publish, ratio
 from tqdm import tqdm
 
-from pipeline.clip import Clip, Source
 from pipeline.config import SamplingConfig
-from pipeline.entry import ClipFeatures, entry_path
-from pipeline.loading import read_features
-from pipeline.store import FeatureStore
+from pipeline.data.clip import Clip, Source
+from pipeline.features.entry import ClipFeatures, entry_path
+from pipeline.features.store import FeatureStore
+from pipeline.runs.dataset import read_features
 
 WIDTH = 5120
 

@@ -84,7 +84,7 @@ def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def make_links(videos: Path, clips: int, work: Path) -> int:
     """Makes the set and returns the number of real files behind it."""
-    from pipeline.layouts import VIDEO_SUFFIXES
+    from pipeline.data.formats import VIDEO_SUFFIXES
 
     files = [path.resolve() for path in sorted(videos.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
     lists: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
@@ -152,8 +152,8 @@ def peak_memory() -> float:
 # What follows imports late, so that the memory of finding entries is not that of PyTorch.
 def opened(work: Path, clips: int) -> tuple[Any, Any]:
     from pipeline.config import BackboneConfig, DataConfig, SamplingConfig
-    from pipeline.data import load_dataset
-    from pipeline.store import FeatureStore
+    from pipeline.data.splits import load_dataset
+    from pipeline.features.store import FeatureStore
 
     dataset = load_dataset(DataConfig(root=work / "videos", lists=work / "lists"))
     return FeatureStore.last(work / "store", BackboneConfig(), SamplingConfig(), 0.5), dataset.clips[:clips]
@@ -174,9 +174,9 @@ def load(work: Path, clips: int) -> float:
 def train_an_epoch(work: Path, clips: int) -> float:
     import torch
 
+    from pipeline.base.device import resolve_device
     from pipeline.config import HeadConfig, TrainConfig
-    from pipeline.device import resolve_device
-    from pipeline.fit import fit
+    from pipeline.runs.trainer import fit
 
     _, loaded = _loaded(work, clips)
     learns = torch.ones(1, clips, dtype=torch.bool)
@@ -188,12 +188,14 @@ def train_an_epoch(work: Path, clips: int) -> float:
 
 def _loaded(work: Path, clips: int) -> tuple[float, Any]:
     from pipeline.config import HeadConfig
-    from pipeline.head import Reduction
-    from pipeline.loading import load_clips, read_features
+    from pipeline.models.heads import Reduction
+    from pipeline.runs.dataset import load_clips, read_features
 
     store, some = opened(work, clips)
     head = HeadConfig()
-    reduction = Reduction.of(*read_features(store, some[: head.components]), head.components, head.levels)
+    reduction = Reduction.of(
+        *read_features(store, some[: head.pca_components]), head.pca_components, head.pyramid_levels
+    )
     began = time.monotonic()
     loaded = load_clips(store, some, [f"C{label:03}" for label in range(CLASSES)], reduction)
     return time.monotonic() - began, loaded

@@ -1,0 +1,57 @@
+"""A clip -> its planned frames, resized and cropped for the CNN: the work of the worker processes.
+
+Nothing here needs timm or torchvision, so that a process is ready in half the time.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from pipeline.config import DecodeConfig, SamplingConfig
+from pipeline.data.clip import Clip, Source
+from pipeline.video.decode import DecodedClip, decode_clip
+from pipeline.video.timestamps import DecodeError
+from pipeline.video.workers import Failure
+
+
+class ResizeAndCrop(NamedTuple):
+    """Resizes to `size` pixels, the short side or (height, width), and cuts `crop`, (height, width), from the middle.
+
+    With the antialiasing of PyTorch, which works on uint8 as Pillow does, several times as fast; the pixels differ by
+    less than 0.1 (of 255) on average.
+    """
+
+    size: int | tuple[int, int]
+    crop: tuple[int, int]
+    mode: str
+
+    def __call__(self, frames_T3HW: torch.Tensor) -> torch.Tensor:
+        """Works on uint8 [T,3,H,W]."""
+        size = self.size
+        if isinstance(size, int):
+            height, width = frames_T3HW.shape[2:]
+            short = min(height, width)
+            size = size * height // short, size * width // short
+        resized = torch.nn.functional.interpolate(frames_T3HW, size, mode=self.mode, antialias=True)
+        top, left = (round((whole - part) / 2) for whole, part in zip(size, self.crop, strict=True))
+        return resized[:, :, top : top + self.crop[0], left : left + self.crop[1]]
+
+
+def read_frames(
+    clip: Clip,
+    sampling: SamplingConfig,
+    decode: DecodeConfig,
+    transform: Callable[[torch.Tensor], torch.Tensor],
+    decoders: tuple[str, ...] = ("decord", "pyav"),
+) -> tuple[DecodedClip, Source] | Failure:
+    """Reads a clip's planned frames, transformed for the CNN: `frames` is uint8 [T,3,H,W]."""
+    try:
+        source = Source.of(clip.path)
+        decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
+    except OSError as error:
+        return Failure(error.strerror, "file")
+    except DecodeError as error:
+        return Failure(str(error), error.decoder)
+    frames_T3HW = transform(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2))
+    return decoded._replace(frames=frames_T3HW.contiguous().numpy()), source
