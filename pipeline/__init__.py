@@ -1,11 +1,17 @@
 """Kinema: video action recognition from cached frozen-CNN features and a bidirectional LSTM.
 
-A verb a file at the top, `cli` before them; below them rooms, each importing only from those before it: `base`,
-`config`, `data` and `models`, `video`, `features`, `runs`, `inference`. `make lint` checks the order.
+Verbs are files at the top, started by `cli`. The rooms below them import only from rooms before: `base`, `config`,
+`data` and `models`, `video`, `features`, `runs`, `inference`. `make lint` checks the order.
+
+    from pipeline import Predictor
 """
 
-import os
+from typing import Any
 
-# OpenMP's threads spin while they wait for each other, and so hold the core that another program or thread needs: the
-# default is 300,000 turns. It is read when PyTorch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+def __getattr__(name: str) -> Any:
+    if name == "Predictor":  # Imports PyTorch, so only when asked for.
+        from pipeline.inference.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module 'pipeline' has no attribute '{name}'")

@@ -1,7 +1,7 @@
-"""All settings: what each means, its bounds and its default."""
+"""All settings with their bounds, defaults and help texts."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -9,94 +9,99 @@ from pipeline.base.settings import settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
+OVERRIDABLE: dict[str, tuple[str, ...]] = {
+    "evaluate": ("data", "store", "decode", "max_missing", "device", "tracking"),
+    "predict": ("device", "decode", "backbone.engine", "backbone.precision"),
+    "store": ("store",),
+}
+"""Settings and sections that a verb can change; the run or the store fixes the rest. `build` takes them as `allowed`.
+A verb that is not listed takes all settings."""
+
 
 @settings
 class DataConfig:
-    """The labelled clips."""
+    """Labelled clips."""
 
     root: Path = Path("data/videos")
-    """The folder with the videos."""
+    """Folder with the videos."""
     lists: Path | None = None
-    """The folder of official lists (UCF101, HMDB51) or a CSV file (yours, Kinetics); none for one folder per class."""
+    """CSV file, or folder with the official lists of UCF101 or HMDB51. `null`: one folder per class in `data.root`."""
     split: Annotated[int, Field(ge=1, le=3)] = 1
-    """Which of the three official splits."""
+    """Official split of UCF101 or HMDB51."""
     val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15
-    """Share of the training clips held out for validation, in whole groups, where the data set has no validation split;
-    rounded to 1/n: 0.15 is a seventh."""
+    """Fraction of the training clips used for validation if the data set has no validation split. Whole groups are
+    held out, and the fraction is rounded to 1/n (0.15 to 1/7)."""
     test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Share of all clips held out for the test, in whole groups, where the data set has none; rounded to 1/n."""
+    """Fraction of all clips used for the test if the data set has no splits. Whole groups, rounded to 1/n."""
     split_seed: Seed = 0
-    """Which groups are held out."""
+    """Random seed for choosing the groups that are held out."""
 
 
 @settings
 class SamplingConfig:
-    """Which frames of a clip are looked at."""
+    """Frame sampling."""
 
     frames: PositiveInt = 16
-    """Frames per clip: the middle frame of each of so many equal segments; a shorter clip gives fewer. The last frame
-    of a file, often announced but not there, is not used."""
+    """Frames per clip, sampled at the centres of equal segments. Shorter clips yield fewer."""
 
 
 @settings
 class DecodeConfig:
-    """How video files are read."""
+    """Video decoding."""
 
     workers: NonNegativeInt = 0
-    """Decoding processes; 0 takes one per core."""
+    """Decoding processes. 0: one per core."""
     timeout: Annotated[float, Field(gt=0, le=86400)] = 60.0
-    """Time limit per clip, seconds. The first try, with all decoders, gets half; if its process hangs or crashes, PyAV
-    alone gets the rest."""
+    """Seconds per clip. The first attempt gets half; if its process hangs or crashes, PyAV alone gets the rest."""
     memory_limit: PositiveFloat = 4.0
-    """GiB that a decoding process may take before it is ended and the clip recorded as failed."""
+    """Memory per decoding process in GiB. A process above it is killed and its clip recorded as failed."""
     min_readable: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """A damaged clip is kept, and marked as partial, if this share of its planned frames can be read; 1 keeps none."""
+    """Minimum fraction of sampled frames that must decode for a damaged clip to be kept (marked `partial`). 1.0 drops
+    all damaged clips."""
     max_pixels: PositiveInt = 7680 * 4320
-    """Pixels of a frame; files with larger ones are not decoded."""
+    """Largest frame size in pixels. Files with larger frames fail."""
     max_duration: PositiveFloat = 6 * 3600.0
-    """Seconds of a file; longer ones are not decoded."""
+    """Longest file in seconds. Longer files fail."""
 
 
 @settings
 class BackboneConfig:
-    """The frozen CNN."""
+    """Frozen CNN."""
 
     model: str = "tf_efficientnet_lite0"
-    """Any timm model (see timm.list_models(pretrained=True)); all but tf_efficientnet_lite0/1/2 come from the hub."""
+    """timm model name. All but tf_efficientnet_lite0/1/2 are downloaded from the Hugging Face hub."""
     weights: Path | None = None
-    """A local weight file (.safetensors or .pth) instead of the published weights."""
+    """Local weights file (.safetensors or .pth). `null`: the published weights."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the CNN; auto takes the fastest whose features agree with fp32 to a cosine of 0.999: fp16 on a GPU,
-    bf16 in the deeper layers on a CPU that is built for it, else fp32."""
+    """Inference precision. `auto`: fp16 on a GPU, bf16 on a CPU with bf16 instructions, else fp32."""
     crop: Literal["none", "timm"] = "none"
-    """What of each frame the CNN sees; none: all of it, squeezed to the shape of its input, for actions happen
-    anywhere; timm: what timm's evaluation of the model cuts out, as a rule the middle, 43 % of a frame of 16:9."""
+    """`none`: the whole frame, resized to the CNN's input. `timm`: timm's evaluation crop, usually the centre."""
     view: Literal["pooled", "grid"] = "grid"
-    """What is kept of each frame; pooled: the last layer averaged over the picture; grid: beside it the last three
-    stages on a grid of 4x4 cells, four times the size, which knows where things are."""
+    """Features kept per frame. `pooled`: global average of the last layer. `grid`: also a 4x4 spatial grid of the last
+    three stages (4x the size, keeps location)."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
-    """What runs the CNN; auto takes the faster on this machine. openvino is for CPUs."""
+    """Inference backend. `auto`: OpenVINO on a CPU if it is installed, else PyTorch."""
 
 
 @settings
 class HeadConfig:
-    """The classifier."""
+    """Classifier on the cached features."""
 
-    kind: Literal["bilstm", "transformer", "convolution", "pyramid", "mean"] = "bilstm"
-    """pyramid: linear layers on the averages of the whole clip, its halves, quarters, ...; bilstm, transformer and
-    convolution: beside them such a model over the finest of these; mean: a linear layer on the average frame."""
+    kind: Literal["bilstm", "transformer", "pyramid", "mean"] = "bilstm"
+    """`mean`: linear layer on the average frame. `pyramid`: linear layer on averages of the clip, its halves, quarters
+    and so on. `bilstm`, `transformer`: the pyramid and a sequence model."""
     pca_components: PositiveInt = 256
-    """Upper limit on the principal components that the head sees; never more than the clips they are computed from."""
+    """Maximum number of principal components of the features."""
     pyramid_levels: Annotated[int, Field(ge=1, le=8)] = 4
-    """Levels of the temporal pyramid: 4 end with eighths, so that the LSTM makes eight steps."""
+    """Levels of the temporal pyramid: 1 is the whole clip, 4 ends with eighths."""
     sequence_components: PositiveInt = 64
-    """Leading components that the LSTM, Transformer or convolution sees, projected to `hidden` values."""
+    """Leading principal components that the LSTM or Transformer reads."""
     hidden: PositiveInt = 128
-    """Units of the projection, and of the LSTM in each direction."""
+    """Hidden units of the sequence model (per direction for the LSTM)."""
     layers: PositiveInt = 1
-    """Layers of the LSTM, Transformer or convolution."""
+    """Layers of the sequence model."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of values dropped before and after the projection and before the last layer, and in a Transformer."""
+    """Dropout in the sequence model."""
 
 
 @settings
@@ -104,33 +109,26 @@ class TrainConfig:
     """Training of the head."""
 
     seed: Seed = 0
-    """Decides initial weights, order and dropout."""
-    heads: PositiveInt = 1
-    """Heads that are trained side by side, with seeds `seed`, `seed` + 1000, ...; they answer together."""
-    auto: bool = False
-    """Try other values of the settings that matter most, by cross-validation over groups of training clips, and train
-    with the best."""
+    """Random seed for initial weights, batch order and dropout."""
     epochs: PositiveInt = 60
     """Passes over the training clips."""
     refit: bool = True
-    """Train again on training and validation clips together; false keeps the first training, in which validation clips
-    only set the fusion weights of a head's paths."""
+    """Refit on train + val after model selection."""
     batch_size: NonNegativeInt = 0
-    """Clips per step; 0: n // 64 of n training clips, raised to 32, but at most n // 8 and 512."""
+    """Clips per step. 0: n/64 of n training clips, at least 32 and at most n/8 or 512."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises; after it falls along a cosine."""
+    """Fraction of the steps with a rising learning rate. It then follows a cosine to 0."""
     weight_decay: NonNegativeFloat = 0.05
-    """Decoupled weight decay."""
+    """Weight decay of AdamW."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target spread over all classes, evenly, or by their frequency where `imbalance` is softmax."""
+    """Fraction of the target probability spread over all classes."""
     clip_grad: PositiveFloat = 5.0
-    """Largest gradient norm."""
-    imbalance: Literal["none", "weights", "sampling", "softmax"] = "none"
-    """What is done about classes of uneven size. weights: the loss of a clip by the inverse frequency of its class;
-    sampling: every class drawn equally often; softmax: logits that add to the frequency of the class, and so do not
-    learn it (balanced softmax). All of them raise the recall of rare classes and may lower that of frequent ones."""
+    """Maximum gradient norm."""
+    imbalance: Literal["none", "balanced_softmax"] = "none"
+    """`balanced_softmax`: add the log class frequencies to the logits in training. Raises the recall of rare classes
+    and may lower that of frequent ones."""
 
 
 @settings
@@ -144,15 +142,31 @@ class Config:
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     store: Path = Path("data/features")
-    """The feature store's folder."""
+    """Folder of the feature store."""
     runs: Path = Path("data/runs")
-    """The folder of the run bundles."""
+    """Folder of the runs."""
     max_missing: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of a split's clips, rounded up, that may be without features, because they could not be read."""
+    """Maximum fraction of a split's clips (rounded up) that may lack features because they could not be read."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one."""
+    """`cpu`, `cuda`, `cuda:1` and so on. `auto`: the GPU if there is one."""
     # YAML 1.1 reads a bare `off` as false.
     tracking: Annotated[
         Literal["auto", "online", "offline", "off"], BeforeValidator(lambda value: "off" if value is False else value)
     ] = "auto"
-    """Weights & Biases; auto is online with an account on this machine, else offline."""
+    """Weights & Biases mode. `auto`: online if this machine is logged in, else offline."""
+
+    OUTDATED: ClassVar[dict[str, str]] = {
+        "decode.deadline": "renamed to decode.timeout",
+        "decode.memory": "renamed to decode.memory_limit",
+        "decode.partial": "renamed to decode.min_readable",
+        "head.components": "renamed to head.pca_components",
+        "head.levels": "renamed to head.pyramid_levels",
+        "auto": "removed; compare runs with different settings by their validation accuracy",
+        "head.kind=convolution": "removed; use bilstm, transformer, pyramid or mean",
+        "train.heads": "removed; train several runs with different values of train.seed",
+        "train.auto": "removed; compare runs with different settings by their validation accuracy",
+        "train.imbalance=softmax": "renamed to train.imbalance=balanced_softmax",
+        "train.imbalance=weights": "removed; use balanced_softmax or none",
+        "train.imbalance=sampling": "removed; use balanced_softmax or none",
+    }
+    """Former names and values, and what became of them."""

@@ -1,4 +1,4 @@
-"""A bundle and video files -> their likeliest classes.
+"""Classify video files with a run bundle.
 
 kinema predict data/runs/ucf101 holiday.mp4 --json
 """
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import ConfigError, KinemaError, printable
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.predictor import Prediction, Predictor
 from pipeline.video.workers import Failure
 
 
 def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:
-    """Prints the `top` likeliest classes of each video, as text or as one JSON object per line.
+    """Print the `top` most likely classes of each video, as text or as one JSON object per line.
 
     Raises:
         ConfigError: a folder is among the videos.
@@ -26,25 +26,17 @@ def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: d
     unreadable = []
     predictor = Predictor(run, overrides)
     for video, outcome in predictor(videos):
-        answer: dict[str, Any] = {"path": os.fspath(video)}
-        name = printable(video)
         if isinstance(outcome, Failure):
-            answer["error"] = outcome.reason
-            unreadable.append(f"{name}: cannot be read: {outcome.reason}")
+            unreadable.append(f"{printable(video)}: cannot be read: {outcome.reason}")
+            fields: dict[str, Any] = {"error": outcome.reason}
         else:
-            answer |= {"frames": outcome.frames, "planned": outcome.planned}
-            partial = f" (damaged: {outcome.frames} of {outcome.planned} frames)"
-            name += partial if outcome.frames < outcome.planned else ""
-            values, order = outcome.logits.softmax(0).topk(min(top, len(predictor.classes)))
-            answer["top"] = [
-                {"label": predictor.classes[position], "probability": round(value, 4)}
-                for value, position in zip(values.tolist(), order.tolist(), strict=True)
-            ]
+            fields = {"frames": outcome.frames, "planned": outcome.planned, "top": predictor.best(outcome, top)}
         if as_json:
-            print(json.dumps(answer), flush=True)
-        elif "top" in answer:
-            print(name)
-            for guess in answer["top"]:
+            print(json.dumps({"path": os.fspath(video), **fields}), flush=True)
+        elif isinstance(outcome, Prediction):
+            partial = f" (damaged: {outcome.frames} of {outcome.planned} frames)"
+            print(printable(video) + (partial if outcome.frames < outcome.planned else ""))
+            for guess in fields["top"]:
                 print(f"  {guess['probability']:6.1%}  {printable(guess['label'])}")
             sys.stdout.flush()
     if unreadable:

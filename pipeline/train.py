@@ -1,17 +1,15 @@
-"""Features -> trained heads in a run bundle: the head that the config asks for, and the `mean` baseline beside it.
+"""Train a head on cached features and write a run bundle.
 
 kinema train --config configs/ucf101.yaml --run ucf101
 """
 
-import dataclasses
-import functools
 import hashlib
+import json
 import shlex
 import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from pipeline.base.device import resolve_device
 from pipeline.base.errors import ConfigError, KinemaError
@@ -19,141 +17,133 @@ from pipeline.base.progress import progress
 from pipeline.base.settings import to_yaml, yaml_differences
 from pipeline.config import Config
 from pipeline.data.clip import Clip
-from pipeline.data.splits import load_dataset
+from pipeline.data.splits import Dataset, load_dataset
 from pipeline.features.entry import Header
 from pipeline.features.store import FeatureStore
-from pipeline.models.heads import Heads
+from pipeline.models.classifier import Classifier, baselines
+from pipeline.models.heads import Head
+from pipeline.models.reduction import Reduction
 from pipeline.runs.bundle import Bundle
-from pipeline.runs.dataset import ClipSet, find_clips, load_reduced, warn_of_conflicts
-from pipeline.runs.fusion import tune_fusion
+from pipeline.runs.dataset import ClipSet, find_clips, fit_reduction, load_clips, warn_of_conflicts
+from pipeline.runs.stacking import path_logs, stack
 from pipeline.runs.tracking import Tracker
-from pipeline.runs.trainer import Checkpoint, fit
-from pipeline.runs.tuning import tune, with_settings
+from pipeline.runs.trainer import fit
 
-PLACES = ("runs", "store", "device", "tracking", "decode", "max_missing")
-"""Settings that do not change what a run learns."""
+ENVIRONMENT = ("runs", "store", "device", "tracking", "decode", "max_missing")
+"""Settings that do not change the result."""
 
 
 def train(config: Config, run: str) -> None:
-    """Trains on the stored features and writes the bundle `<runs>/<run>`.
+    """Train on the stored features and write the bundle `<runs>/<run>`.
 
     Raises:
-        ConfigError: the bundle exists with other settings, or its name is a path.
+        ConfigError: the bundle exists with other settings or clips, or its name is a path.
         KinemaError: features are missing, or the data cannot be used.
     """
-    if Path(run).name != run or run == "..":
-        raise ConfigError(f"--run {run}: a name, not a path; --runs names the folder of the bundles")
-    bundle = Bundle(config.runs / run)
-    if asked := bundle.asked():
-        changed = yaml_differences(asked, to_yaml(config), ignore=PLACES)
-        if changed:
-            raise ConfigError(
-                f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
-                "give this one another name with --run, or delete that folder"
-            )
+    bundle = _open_bundle(config, run)
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     if len(dataset.classes) == 1:
-        raise KinemaError("one class alone leaves nothing to learn; name the folder of all classes by data.root")
-    store = FeatureStore.last(config.store, config.backbone, config.sampling, config.decode.min_readable)
+        raise KinemaError("the data set has only one class; data.root must be the folder that holds all classes")
+    store = FeatureStore.last(config)
     found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
     identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)
-    trained_on = bundle.trained().get("identity")
+    trained_on = bundle.metadata().get("identity")
     if trained_on == identity and not bundle.missing() and bundle.clips_file.exists():
-        print(f"{bundle.folder} is trained already with these settings and clips")
+        print(f"{bundle.folder} is already trained with these settings and clips.")
         return
     if trained_on not in (None, identity):
         raise ConfigError(
             f"{bundle.folder} was trained on other clips or features; "
             "give this run another name with --run, or delete that folder"
         )
-
     for split in ("train", "val", "test"):
-        clips_of = dataset.of(split)
-        print(f"{split}: {len(clips_of)} clips in {len({clip.group for clip in clips_of})} groups")
+        clips = dataset.of(split)
+        print(f"{split}: {len(clips)} clips in {len({clip.group for clip in clips})} groups")
     warn_of_conflicts(found["train"] | found["val"])
-    learned_from = [*found["train"], *found["val"]]
-    is_train_N = torch.tensor([clip.split == "train" for clip in learned_from])
-    began = time.monotonic()
-    reduction, clips = load_reduced(config, store, learned_from, dataset.classes, is_train_N)
-    seconds = {"load features": time.monotonic() - began}
-    if config.train.auto:
-        tuning = bundle.tuning(identity)
-        if not tuning:
-            tried_on = [*found["train"]]
-
-            def load(learns_N: torch.Tensor) -> ClipSet:
-                return load_reduced(config, store, tried_on, dataset.classes, learns_N)[1]
-
-            labels, groups = [clip.label for clip in tried_on], [clip.group for clip in tried_on]
-            tuning = tune(config, load, labels, groups, device)
-            bundle.keep_tuning(identity, config, tuning)
-        print("tried on groups of the training split, held out in turn:", *tuning.tried, sep="\n  ")
-        config = with_settings(config, tuning.chosen)
     bundle.begin(config, dataset, found["train"] | found["val"], store.backbone_file)
-    tracker = Tracker(config, bundle.folder, "train")
-    heads: dict[str, Heads] = {}
-    history: dict[str, list[dict[str, float]]] = {}
-
-    def fit_all(clips: ClipSet, learns_N: torch.Tensor, suffix: str) -> None:
-        checked = hashlib.sha256(identity.encode())
-        checked.update(clips.parts_NPK.numpy())  # Other threads may change these numbers, and then nothing is resumed.
-        for kind in dict.fromkeys((config.head.kind, "mean")):
-            name = kind + suffix
-            with progress(f"train {name}", config.train.epochs, "epochs") as bar:
-                heads[kind], history[name] = fit(
-                    dataclasses.replace(config.head, kind=kind),
-                    config.train,
-                    clips,
-                    learns_N.expand(config.train.heads, -1),
-                    device,
-                    functools.partial(_tell, bar, tracker, name),
-                    validate=not learns_N.all(),
-                    checkpoint=Checkpoint(bundle.folder / f"checkpoint-{name}.safetensors", checked.hexdigest()),
-                )
-
-    fit_all(clips, is_train_N, "")
-    fusion_weights = {kind: tune_fusion(some.cpu(), clips.where(~is_train_N)) for kind, some in heads.items()}
-    for kind, records in history.items():
-        best = min(records, key=lambda record: record["val_loss"])
-        print(f"{kind}: validation top-1 {records[-1]['val_top1']:.3f}, loss lowest after epoch {best['epoch']}")
-        of_paths = fusion_weights[kind]["fusion_weights"].tolist()
-        if len(of_paths) > 1:
-            print(f"{kind}: fusion weights of its paths {', '.join(f'{value:.2f}' for value in of_paths)}")
-    if config.train.refit:
-        all_N = torch.ones_like(is_train_N)
-        del clips  # Both in memory would be twice the space.
+    with Tracker(config, bundle.folder, "train") as tracker:
         began = time.monotonic()
-        reduction, clips = load_reduced(config, store, learned_from, dataset.classes, all_N)
-        seconds["load features"] += time.monotonic() - began
-        fit_all(clips, all_N, "-refit")
-        print("trained anew on all training clips, those of validation among them")
-    for kind, some in heads.items():
-        for head in some:
-            head.load_state_dict(fusion_weights[kind], strict=False)
-    bundle.finish(reduction, heads, history, identity, store.fingerprint, dataset.split)
-    seconds |= {name: sum(record["seconds"] for record in records) for name, records in history.items()}
-    tracker.summary({f"seconds/{name}": value for name, value in seconds.items()})
-    for name in history:
-        (bundle.folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)  # Another process had the same run.
-    tracker.finish()
-    print(f"trained: {bundle.folder}; next: {shlex.join(('kinema', 'evaluate', str(bundle.folder)))}")
+        classifiers, history = _train(config, store, dataset, found, device, tracker)
+        metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)}
+        bundle.save_models(classifiers, history, metadata)
+        tracker.summary({"seconds/train": time.monotonic() - began})
+    print(f"Saved {bundle.folder}. Next: {shlex.join(('kinema', 'evaluate', str(bundle.folder)))}")
+
+
+def _train(
+    config: Config,
+    store: FeatureStore,
+    dataset: Dataset,
+    found: dict[str, dict[Clip, Header]],
+    device: torch.device,
+    tracker: Tracker,
+) -> tuple[dict[str, Classifier], dict[str, list[dict[str, float]]]]:
+    """Train on the training clips, find the weights of the paths on the validation clips, refit on both.
+
+    Returns:
+        The classifier and its baselines by kind, and the records of the epochs by stage.
+    """
+    kind, history = config.head.kind, {}
+    clips = [*found["train"], *found["val"]]
+    is_train_N = torch.tensor([clip.split == "train" for clip in clips])
+
+    def fit_on(mask_N: torch.Tensor, stage: str) -> tuple[Reduction, ClipSet, Head]:
+        chosen = [clip for clip, is_chosen in zip(clips, mask_N.tolist(), strict=True) if is_chosen]
+        reduction = fit_reduction(config, store, chosen)
+        loaded = load_clips(store, clips, dataset.classes, reduction)
+        with progress(f"train {stage}", config.train.epochs, "epochs") as bar:
+
+            def on_epoch(record: dict[str, float]) -> None:
+                shown = (f"{key} {record[key]:.3f}" for key in ("loss", "val_loss", "val_top1") if key in record)
+                bar.set_postfix_str(", ".join(shown), refresh=False)
+                bar.update()
+                tracker.log_epoch(stage, record)
+
+            head, history[stage] = fit(config.head, config.train, loaded, mask_N, device, on_epoch)
+        return reduction, loaded, head
+
+    def heads_of(head: Head, reduction: Reduction) -> dict[str, Head]:
+        return {kind: head, **baselines(head, reduction.basis.shape[1], len(dataset.classes), config.head)}
+
+    reduction, loaded, head = fit_on(is_train_N, kind)
+    val = loaded.where(~is_train_N)
+    weights = {name: stack(path_logs(part, val), val.labels_N) for name, part in heads_of(head, reduction).items()}
+    print(f"{kind}: validation top-1 {history[kind][-1]['val_top1']:.3f}, loss {history[kind][-1]['val_loss']:.3f}")
+    if len(head.paths) > 1:
+        shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(head.paths, weights[kind], strict=True))
+        print(f"{kind}: weights of the paths: {shown}")
+    if config.train.refit:
+        del loaded
+        reduction, _, head = fit_on(torch.ones_like(is_train_N), f"{kind}-refit")
+        print(f"Refit on train + val ({len(clips)} clips).")
+    classifiers = {}
+    for name, part in heads_of(head, reduction).items():
+        part.weights.copy_(weights[name])
+        classifiers[name] = Classifier(*reduction.basis.shape, len(dataset.classes), config.head)
+        classifiers[name].reduction, classifiers[name].head = reduction, part
+    return classifiers, history
+
+
+def _open_bundle(config: Config, run: str) -> Bundle:
+    if Path(run).name != run or run == "..":
+        raise ConfigError(f"--run {run}: a name, not a path; --runs names the folder of the bundles")
+    bundle = Bundle(config.runs / run)
+    if bundle.config_file.exists():
+        asked = bundle.config_file.read_text(encoding="utf-8")
+        if changed := yaml_differences(asked, to_yaml(config), ignore=ENVIRONMENT):
+            raise ConfigError(
+                f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
+                "give this run another name with --run, or delete that folder"
+            )
+    return bundle
 
 
 def _digest(settings: str, found: dict[str, dict[Clip, Header]]) -> str:
-    """Digests all that the result of a training depends on."""
+    """Return the digest of everything that the result depends on."""
     digest = hashlib.sha256(settings.encode())
     for split, headers in found.items():
         for clip, header in headers.items():
-            of_clip = split, clip.id, clip.label, clip.group, header.frames, header.source.sha256
+            of_clip = split, clip.id, clip.label, clip.group, header.frames, header.sha256
             digest.update(f"{of_clip}\n".encode())
     return digest.hexdigest()
-
-
-def _tell(bar: tqdm, tracker: Tracker, name: str, record: dict[str, float]) -> None:
-    if not bar.n:
-        bar.initial = bar.n = record["epoch"] - 1  # What a stopped run has done is not counted in the rate.
-    shown = ("loss", "val_loss", "val_top1")
-    bar.set_postfix_str(", ".join(f"{key} {record[key]:.3f}" for key in shown if key in record), False)
-    bar.update(record["epoch"] - bar.n)
-    tracker.log({f"{name}/{key}": value for key, value in record.items()})

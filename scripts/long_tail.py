@@ -4,7 +4,7 @@
 
 The training clips of each split are cut so that the classes fall in size by equal factors, from the first to the last
 ten to one; the test clips stay as they are. Each cut of a split begins with another class, so that with as many cuts as
-classes each is at every rank once. Features must be there. Further arguments are settings, such as `--train.heads 3`.
+classes each is at every rank once. Features must be there. Further arguments are settings.
 """
 
 import argparse

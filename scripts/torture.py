@@ -9,6 +9,7 @@ the ledger; and that neither process nor temporary file is left. Ends with 1 if 
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -25,13 +26,15 @@ import av
 import numpy as np
 import psutil
 import torch
+from av.bitstream import BitStreamFilterContext
 
 from pipeline.config import BackboneConfig
 from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures, decode_entry
 from pipeline.features.ledger import Ledger
-from pipeline.video.decode import CLOCK_ROUNDING
-from pipeline.video.timestamps import read_timestamps
+from pipeline.video.bitstream import is_disposable
+from pipeline.video.picture import Converter
+from pipeline.video.timestamps import VideoTable, open_video, read_table
 
 FRAMES = 8
 DEADLINE = 8
@@ -173,58 +176,70 @@ class WorkerKiller(threading.Thread):
                 self.killed += 1
 
 
-def strict_frames(path: Path, pts: np.ndarray, indices: np.ndarray) -> list[np.ndarray | None]:
-    """Decodes a whole file from the start, strictly, and looks the frames up: the slow and plain way.
+def strictly_decoded(path: Path, indices: np.ndarray) -> list[dict[int, np.ndarray]]:
+    """Decode a whole file from the start, strictly: the slow and plain way.
 
     Returns:
-        uint8 [H,W,3] for each wanted frame, None for one after damage and before the next keyframe, or not there.
+        uint8 [H,W,3] by index, without what comes after damage and before the next keyframe; once with every frame
+        decoded, once without those that are not asked for and on which no other is built.
     """
-    timeline = read_timestamps(path)
-    shown: list[tuple[float, av.VideoFrame | None]] = []
-    damaged_at: float | None = None
-    with av.open(str(path), metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        stream.codec_context.options = {"err_detect": "explode"}
-        stream.codec_context.thread_count = 1
-        try:
-            for packet in container.demux(stream):
-                try:
-                    frames = packet.decode()
-                    bad = [frame.time for frame in frames if frame.is_corrupt]
-                except av.FFmpegError:
-                    ticks = packet.dts if packet.pts is None else packet.pts
-                    frames, bad = [], [None if ticks is None else float(ticks * packet.time_base)]
-                for moment in bad:
-                    moment = float("inf") if moment is None else moment
-                    damaged_at = moment if damaged_at is None else max(damaged_at, moment)
-                for frame in frames:
-                    now = len(shown) if timeline.counted else frame.time
-                    later = damaged_at is not None and now > damaged_at + CLOCK_ROUNDING
-                    if frame.key_frame and later and not timeline.counted:
-                        damaged_at = None
-                    shown.append((now, frame if damaged_at is None else None))
-        except av.FFmpegError:
-            pass  # The end of what can be read.
-    times = indices if timeline.counted else pts.astype(np.float64) + timeline.times_N[0]
-    found: list[np.ndarray | None] = []
-    size = None
-    for wanted in times:
-        frame = next((frame for now, frame in shown if abs(now - wanted) <= CLOCK_ROUNDING), None)
-        if frame is not None:
-            size = size or (frame.width, frame.height)
-            picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-            frame = np.rot90(picture, {90: 1, 180: 2, -180: 2, 270: 3, -90: 3, -270: 1}.get(frame.rotation, 0))
-        found.append(frame)
-    return found
+    table = read_table(path)
+    ways = []
+    for asked in (None, set(indices.tolist())):
+        convert, frames = Converter(), _strictly_decoded(path, table, asked)
+        ways.append({index: convert(frames[index]) for index in indices.tolist() if index in frames})
+    return ways
+
+
+def _strictly_decoded(path: Path, table: VideoTable, asked: set[int] | None) -> dict[int, av.VideoFrame]:
+    """Decode from the start to the end; `asked`: leave out what is not asked for and no frame is built on."""
+    index_of = {row: index for index, row in enumerate(table.rows_N[: table.present].tolist())}
+    ranks = {row: rank for rank, row in enumerate(table.rows_N.tolist())} | {len(table.packets): len(table.rows_N)}
+    shown: dict[int, av.VideoFrame] = {}
+    damaged, keys = -1, [0]
+    with open_video(path) as (container, stream), contextlib.suppress(av.FFmpegError):
+        codec = stream.codec_context
+        codec.options, codec.thread_count = {"err_detect": "explode"}, 1
+        unpack = BitStreamFilterContext("mpeg4_unpack_bframes", stream) if table.packed and asked else None
+        packets = (packet for packet in container.demux(stream) if packet.size or packet.dts is None)
+        for row, packet in enumerate(packets):
+            known = table.packets[row] if row < len(table.packets) else None
+            if known and known.key:
+                keys.append(row)
+                if damaged >= 0:
+                    codec.flush_buffers()
+            if unpack and known:
+                packet = unpack.filter(packet)[0]
+            packet.pts = row
+            own = ranks.get(row, -1) - codec.reorder_depth if table.counted else index_of.get(row, -1)
+            skips = asked is not None and own not in asked and not (table.counted and table.codec == "h264")
+            if skips and is_disposable(table.codec, codec.extradata, packet):
+                continue
+            try:
+                frames = codec.decode(packet)
+                bad = any(frame.is_corrupt for frame in frames)
+            except av.FFmpegError:
+                frames, bad = [], True
+            if bad or (known and known.corrupt):
+                damaged = row
+            for late, frame in enumerate(frames):
+                if frame.key_frame and damaged < (keys[-1] if table.counted else frame.pts):
+                    damaged = -1
+                index = own + late if table.counted else index_of.get(frame.pts, -1)
+                if damaged < 0 and 0 <= index < table.present:
+                    shown[index] = frame
+    return shown
 
 
 def agrees(path: Path, entry: ClipFeatures, backbone: Backbone) -> bool:
     """Whether an entry's features are those of the strictly decoded frames."""
-    frames = strict_frames(path, entry.pts, entry.indices)
-    if any(frame is None for frame in frames):
-        return False
-    frames_T3HW = backbone.transform(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2))
-    return np.array_equal(backbone(frames_T3HW.numpy()), entry.features)
+    for frames in strictly_decoded(path, entry.indices):
+        if all(index in frames for index in entry.indices.tolist()):
+            pixels = np.stack([frames[index] for index in entry.indices.tolist()])
+            frames_T3HW = backbone.transform(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            if np.array_equal(backbone(frames_T3HW.numpy()), entry.features):
+                return True
+    return False
 
 
 def main() -> None:
@@ -296,7 +311,7 @@ def main() -> None:
         left = processes_of(token)
         problems += [f"process {process.pid} is left" for process in left]
         problems += [f"{path}: temporary file is left" for path in (root / "store").rglob("*.tmp")]
-        verify = [sys.executable, "-m", "pipeline.cli", "store", "verify", "--deep", "--store", str(root / "store")]
+        verify = [sys.executable, "-m", "pipeline.cli", "store", "verify", "--store", str(root / "store")]
         verified = subprocess.run(verify, capture_output=True, text=True, cwd=Path(__file__).parents[1])
         print(verified.stdout.splitlines()[-1])
         if verified.returncode:

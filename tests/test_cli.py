@@ -16,13 +16,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline.base.settings import build, to_yaml
+from pipeline.base.errors import ConfigError
+from pipeline.base.settings import build, to_yaml, yaml_differences
 from pipeline.cli import main
-from pipeline.config import Config, DataConfig
+from pipeline.config import OVERRIDABLE, Config, DataConfig
 from pipeline.features import store
 from pipeline.features.entry import decode_entry
 
-from conftest import REPOSITORY, kinema, write_video
+from conftest import REPOSITORY, kinema, touch, write_video
 
 
 def fails(code, message, *arguments):
@@ -30,67 +31,134 @@ def fails(code, message, *arguments):
     assert message in error and error.count("\n") == 1 and error.startswith("kinema: "), error
 
 
-@pytest.mark.parametrize("verb", ["extract", "train", "evaluate", "predict"])
+@pytest.mark.parametrize("verb", ["extract", "train", "evaluate", "predict", "failures", "store"])
 def test_help_is_readable(verb, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
     text = capsys.readouterr().out
     assert f"usage: kinema {verb}" in text
-    assert "--decode.timeout FLOAT" in text and "Time limit per clip, seconds" in text and "(default: 60.0)" in text
-    assert ("--head.hidden" in text) == (verb in ("extract", "train"))
+    assert ("--decode.timeout FLOAT" in text and "(default: 60.0)" in text) == (verb != "store")
+    assert ("--head.hidden" in text) == (verb in ("extract", "train", "failures"))
 
 
-def test_the_version_is_told():
+def test_help_imports_neither_torch_nor_scipy():
+    code = "import sys, pipeline.cli\ntry: pipeline.cli.main(['train', '--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit(bool({'torch', 'numpy', 'scipy', 'matplotlib', 'av'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_version():
     assert kinema("--version") == ("kinema 0.1.0\n", "")
 
 
+def test_the_page_of_settings_is_up_to_date():
+    command = [sys.executable, REPOSITORY / "scripts" / "settings_page.py"]
+    page = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True).stdout
+    assert page == (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
 def test_wrong_arguments(tmp_path):
-    fails(2, "did you mean '--head.hidden'?", "train", "--head.hiden", "3")
+    fails(2, "unknown argument '--head.hiden'; did you mean '--head.hidden'?", "train", "--head.hiden", "3")
     fails(2, "head.hidden: input should be a valid integer", "train", "--head.hidden", "many")
-    fails(
-        2,
-        "head.kind: input should be 'bilstm', 'transformer', 'conv",
-        "train",
-        "--head.kind",
-        "gru",
-    )
-    fails(2, "data.split: input should be less than or equal to 3, got '4'", "train", "--data.split", "4")
+    fails(2, "head.kind: input should be 'bilstm', 'transformer'", "train", "--head.kind", "gru")
+    fails(2, "data.split: input should be less than or equal to 3", "train", "--data.split", "4")
     fails(2, "invalid choice: 'trian'", "trian")
+    fails(2, "expected one argument", "train", "--train.seed")
     fails(2, f"no such folder: {Path.cwd()}/nowhere", "extract", "--data.root", "nowhere")
-    fails(2, "no such folder of a run", "evaluate", tmp_path / "none")
-    fails(2, "--train.seed has no effect on kinema evaluate", "evaluate", tmp_path / "none", "--train.seed", "3")
+    fails(2, "none", "evaluate", tmp_path / "none")
     for device in ("cuda:99", "meta"):
-        fails(2, f"device '{device}' cannot be used here", "extract", "--data.root", tmp_path, "--device", device)
+        fails(2, device, "extract", "--data.root", tmp_path, "--device", device)
     fails(2, "timeout: input should be less than or equal to 86400", "extract", "--decode.timeout", "inf")
     fails(2, "seed: input should be less than 4294967296", "train", "--train.seed", 20261127120000)
+    fails(2, "max_missing: input should be less than or equal to 1", "train", "--max-missing=2")
+    fails(2, "max_missing: input should be less than or equal to 1", "train", "--max_missing", 2)
+    fails(2, "expected I/N", "extract", "--shard", "3/2")
+    fails(2, "expected a number from 1 to 1000", "predict", "run", "video", "--top", "0")
+    fails(2, "no video given", "predict", "run")
+    fails(2, "FINGERPRINT is for prune", "store", "list", "abc")
+    fails(2, "--repair for verify", "store", "--repair", "list")
 
 
-def test_settings_may_be_written_in_several_ways(tmp_path, monkeypatch):
+def test_settings_that_a_run_fixes_are_refused(tmp_path):
+    fails(2, "train.seed cannot be changed here, only data, store", "evaluate", tmp_path, "--train.seed", "3")
+    fails(2, "sampling.frames cannot be changed here", "predict", "--sampling.frames=3", tmp_path, "x.mp4")
+    fails(2, "max_missing cannot be changed here", "store", "--max-missing", 1)
+    for names, name in ((OVERRIDABLE["predict"], "sampling.frames"), (OVERRIDABLE["evaluate"], "head.kind")):
+        with pytest.raises(ConfigError, match=f"{name} cannot be changed here"):
+            build(Config, None, {name: "1"}, names)
+    assert build(Config, None, {"decode.timeout": 3}, OVERRIDABLE["predict"]).decode.timeout == 3
+
+
+@pytest.mark.parametrize("name", ["-clip.mp4", "--clip.mp4", "-1.mp4"])
+def test_files_that_begin_with_a_dash(name, monkeypatch):
+    fails(2, f"put -- before it: kinema predict RUN -- {name}", "predict", "run", name)
+    calls = []
+    monkeypatch.setattr("pipeline.predict.predict", lambda **arguments: calls.append(arguments))
+    kinema("predict", "--top", 3, "run", "a.mp4", "--json", "--device=cpu", "--", name, "--debug")
+    [arguments] = calls
+    assert arguments["videos"] == [Path("a.mp4"), Path(name), Path("--debug")]
+    assert (arguments["run"], arguments["top"], arguments["as_json"]) == (Path("run"), 3, True)
+    assert arguments["overrides"] == {"device": "cpu"}
+
+
+def test_settings_may_stand_anywhere(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("pipeline.extract.extract", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr("pipeline.train.train", lambda **arguments: calls.append(arguments))
+    (tmp_path / "birds.yaml").write_text("head: {hidden: 7}\n")
+    kinema("extract", "--data.root=x", "--retry-failed", "--shard", "2/3", "--train.seed", 5)
+    kinema("train", "--max-missing", 0.5, "--config", tmp_path / "birds.yaml", "--head.layers", 2)
+    kinema("train", "--run", "b")
+    assert calls[0]["shard"] == (2, 3) and calls[0]["retry_failed"] and calls[0]["config"].data.root == Path("x")
+    assert calls[1]["config"].max_missing == 0.5 and calls[1]["config"].head.hidden == 7
+    assert [call["run"] for call in calls[1:]] == ["birds", "b"]
+
+
+@pytest.mark.parametrize(("name", "successor"), Config.OUTDATED.items())
+def test_former_names_are_explained(tmp_path, name, successor):
+    name, _, value = name.partition("=")
+    message = f"{name}={value}: {successor}" if value else f"{name}: {successor}"
+    fails(2, f"command line: {message}", "train", f"--{name}", value or "3")
+    section, _, leaf = name.rpartition(".")
+    text = f"{section}:\n  {leaf}: {value or 3}\n" if section else f"\n{leaf}: true\n"
+    (tmp_path / "c.yaml").write_text(text)
+    fails(2, f"c.yaml:2: {message}", "train", "--config", tmp_path / "c.yaml")
+
+
+def test_null_unsets_a_path(tmp_path):
+    (tmp_path / "c.yaml").write_text("data:\n  lists: list.csv\nbackbone:\n  weights: null\n")
+    assert build(Config, tmp_path / "c.yaml", {}).data.lists == Path("list.csv")
+    config = build(Config, tmp_path / "c.yaml", {"data.lists": "null"})
+    assert config.data.lists is None and config.backbone.weights is None
+    fails(2, "head.hidden: input should be a valid integer", "train", "--head.hidden", "null")
+
+
+def test_home_and_empty_sections(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("train:\n  # epochs: 3\nhead:\nstore: ~/features\n")
     config = build(Config, tmp_path / "c.yaml", {"data.root": "~/videos"})
     assert config == Config(store=tmp_path / "features", data=DataConfig(root=tmp_path / "videos"))
-    fails(2, "max_missing: input should be less than or equal to 1", "train", "--max-missing=2")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("head:\n  hiden: 3\n", "c.yaml: unknown setting 'head.hiden'; did you mean 'head.hidden'?"),
+        ("head:\n  hiden: 3\n", "c.yaml:2: unknown setting 'head.hiden'; did you mean 'head.hidden'?"),
         (
             "head:\n  hidden: 3\ntrain:\n  epochs: 2\nhead:\n  layers: 2\n",
             "c.yaml:5: not valid YAML: 'head' is given twice",
         ),
-        ("hed:\n  hidden: 3\n", "c.yaml: unknown setting 'hed.hidden'; did you mean 'head.hidden'?"),
-        ("head:\n  hidden: wide\n", "c.yaml: head.hidden: input should be a valid integer"),
+        ("hed:\n  hidden: 3\n", "c.yaml:2: unknown setting 'hed.hidden'; did you mean 'head.hidden'?"),
+        ("\nhead:\n  hidden: wide\n", "c.yaml:3: head.hidden: input should be a valid integer"),
+        ("head: {hidden: 0}\n", "c.yaml:1: head.hidden: input should be greater than 0"),
         ("head: [3\n", "c.yaml:2: not valid YAML"),
-        ("train: 5\n", "c.yaml: train: holds other settings, to be named below it, got 5"),
-        ("? [head]\n: 3\n", "c.yaml:1: not valid YAML: found unhashable key"),
-        ("- head\n", "c.yaml: expected 'name: value' lines, got list"),
+        ("train: 5\n", "c.yaml:1: 'train' is a section, expected settings below it, got 5"),
+        ("- head\n", "c.yaml:1: expected 'name: value' lines"),
         ("head: !!python/object:os.system {}\n", "c.yaml:1: not valid YAML"),
+        ("a: &a {b: *a}\n", "c.yaml: not valid YAML"),
     ],
 )
-def test_wrong_configs_name_file_and_setting(tmp_path, text, message):
+def test_wrong_configs_name_file_line_and_setting(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
     fails(2, message, "train", "--config", tmp_path / "c.yaml")
 
@@ -101,16 +169,41 @@ def test_missing_config():
 
 def test_command_line_wins_over_file_and_file_over_default(tmp_path):
     (tmp_path / "c.yaml").write_text("head:\n  hidden: 7\ntrain:\n  learning_rate: 1e-4\ntracking: off\n")
-    config = build(Config, tmp_path / "c.yaml", {"sampling.frames": "9", "head.layers": "2"})
+    config = build(Config, tmp_path / "c.yaml", {"sampling.frames": "9", "head.layers": "2", "data.root": "R\u00fcck"})
     assert (config.head.hidden, config.head.layers, config.sampling.frames) == (7, 2, 9)
     assert (config.train.learning_rate, config.tracking, config.train.epochs) == (1e-4, "off", 60)
-    (tmp_path / "resolved.yaml").write_text(to_yaml(config))
+    (tmp_path / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert build(Config, tmp_path / "resolved.yaml", {}) == config
+
+
+def test_differences_between_configs():
+    before, after = (build(Config, None, {"head.hidden": size, "store": str(size)}) for size in (3, 4))
+    assert yaml_differences(to_yaml(before), to_yaml(after), ignore=("store",)) == ["head.hidden: 3, now 4"]
+    assert not yaml_differences(to_yaml(before), to_yaml(after), ignore=("store", "head"))
 
 
 @pytest.mark.parametrize("name", ["demo", "ucf101", "hmdb51", "folder"])
 def test_shipped_configs_are_valid(name):
     build(Config, REPOSITORY / "configs" / f"{name}.yaml", {})
+
+
+def test_output_is_printable_in_any_locale(tmp_path):
+    """Class names need not fit the terminal's encoding."""
+    touch(tmp_path, *(f"R\u00fcck/{number}.mp4" for number in range(4)))
+    command = [sys.executable, "-m", "pipeline.cli", "failures", "--data.root", tmp_path, "--store", tmp_path / "none"]
+    for locale in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        done = subprocess.run(list(map(str, command)), env=os.environ | locale, capture_output=True, text=True)
+        assert "only one class, R" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_home_that_cannot_be_written_is_not_used(monkeypatch):
+    names = ("MPLCONFIGDIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+    for name in names:
+        monkeypatch.setenv(name, "")  # So that they are restored after the test.
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    kinema(code=2)
+    assert all(Path(os.environ[name]).is_dir() for name in names)
 
 
 def write_bad_clips(folder):
@@ -197,7 +290,6 @@ def test_shards_do_all_clips_between_them(tmp_path):
     assert "3 done, 0 skipped" in extract(tmp_path, "--shard", "1/2")[0]
     assert "2 done, 0 skipped" in extract(tmp_path, "--shard", "2/2")[0]
     assert "0 done, 5 skipped" in extract(tmp_path)[0]
-    fails(2, "expected I/N with I from 1 to N", "extract", "--shard", "3/2")
 
 
 def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
@@ -217,7 +309,7 @@ def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     [folder] = (tmp_path / "store").iterdir()
     assert folder.name in listed and "test_efficientnet" in listed
     assert f"{sum(file.stat().st_size for file in folder.rglob('*.*')) / 1e6:.1f} MB" in listed
-    assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
+    assert "nothing wrong" in kinema("store", "verify", *store)[0]
 
     damaged, *_ = folder.glob("??/*.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -230,15 +322,9 @@ def test_the_store_is_listed_verified_mended_and_pruned(tmp_path):
     out, error = kinema("store", "verify", *store, code=1)
     assert all(f"1 {kind}" in out for kind in ("damaged", "touched", "outdated", "orphan"))
     assert error.splitlines()[-1].startswith("kinema: ") and "4 entries are not right" in error
-    _, error = kinema("store", "verify", "--mend", *store, code=1)
+    _, error = kinema("store", "verify", "--repair", *store, code=1)
     assert "1 entries are not right; where videos were moved or renamed, kinema extract takes them over" in error
-    assert "removed 1 entries" in kinema("store", "prune", "--orphans", *store)[0]
-    assert "nothing wrong" in kinema("store", "verify", "--deep", *store)[0]
-    assert "2 done, 1 skipped, 0 failed" in extract(tmp_path)[0] and len(clips) == 4
-
-    (tmp_path / "videos").rename(tmp_path / "elsewhere")
-    fails(1, "the videos of all 3 entries are gone, so nothing was removed", "store", "prune", "--orphans", *store)
-    (tmp_path / "elsewhere").rename(tmp_path / "videos")
+    assert "1 done, 2 skipped, 0 failed" in extract(tmp_path)[0] and len(clips) == 4
 
     fails(2, "no setting 0123", "store", "prune", "0123", *store)
     (folder / "manifest.json").write_text('{"backbone": {}}')
@@ -329,7 +415,7 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path):
         subprocess.run([*mount[:4], "remount,size=4m", str(disk)], check=True)
         out, _ = extract(tmp_path, *settings)
         assert re.search(r"\d+ done, [1-9]\d* skipped, 0 failed", out)
-        assert "nothing wrong" in kinema("store", "verify", "--deep", "--store", disk / "store")[0]
+        assert "nothing wrong" in kinema("store", "verify", "--store", disk / "store")[0]
         subprocess.run([*mount[:4], "remount,ro", str(disk)], check=True)
         assert "0 done, 40 skipped, 0 failed" in extract(tmp_path, *settings)[0]
         write_video(tmp_path / "videos" / "Good" / "new.mp4", "libx264", frames=5)
@@ -353,7 +439,7 @@ def test_an_interrupted_extraction_ends_clean(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT
-    assert error.splitlines()[-1].startswith("kinema: interrupted; what is done is kept")
+    assert error.splitlines()[-1] == "kinema: Interrupted. Finished work is kept; run the same command to resume."
     _, alive = psutil.wait_procs(children, timeout=10)
     assert len(children) >= 3 and not alive
     assert not list((tmp_path / "store").rglob("*.tmp"))
@@ -372,7 +458,7 @@ def test_an_interruption_at_the_start_is_a_line(tmp_path, seconds):
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT
-    assert "Traceback" not in error and error.splitlines()[-1].startswith("kinema: interrupted")
+    assert "Traceback" not in error and error.splitlines()[-1].startswith("kinema: Interrupted.")
 
 
 def test_names_cannot_steer_the_terminal_or_break_the_report(tmp_path):
@@ -458,13 +544,13 @@ def test_features_of_another_version_are_not_used(settings_of_small_set, trained
     fails(1, "no features with these settings; run kinema extract", "train", *settings_of_small_set, "--run", "newer")
 
 
-def test_a_full_gpu_is_told_in_a_line(monkeypatch):
-    def out_of_memory(*_):
+def test_a_full_gpu_is_reported_in_one_line(monkeypatch):
+    def out_of_memory(**_):
         of_gpu = "GPU 0 has a total capacity of 7.79 GiB of which 1.05 GiB is free. Of the allocated memory 5.12 GiB is"
         raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate 2.00 GiB. {of_gpu} allocated by PyTorch")
 
     monkeypatch.setattr("pipeline.train.train", out_of_memory)  # No GPU is at hand to fill.
-    fails(1, "Tried to allocate 2.00 GiB; end what else uses the GPU, or use --device cpu", "train")
+    fails(1, "Tried to allocate 2.00 GiB; stop other programs on the GPU or use --device cpu", "train")
 
 
 def test_tracking_off_works_without_wandb(trained, monkeypatch):

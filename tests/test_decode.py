@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import DecodeConfig
-from pipeline.video.decode import decode_clip, read_decord, read_pyav
-from pipeline.video.sampling import plan_frames
-from pipeline.video.timestamps import DecodeError, read_timestamps
+from pipeline.video.decode import decode_clip
+from pipeline.video.decord_reader import read_decord
+from pipeline.video.pyav_reader import read_pyav
+from pipeline.video.sampling import plan_instants
+from pipeline.video.timestamps import DecodeError, read_table
 
 from conftest import painted_number, remux, write_video
 
@@ -55,30 +57,30 @@ def videos(tmp_path_factory):
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("frames", [5, 16, 60])
 def test_the_frames_asked_for_are_obtained(videos, name, frames):
-    timeline = read_timestamps(videos[name])
-    plan = plan_frames(timeline.times_N, frames)
-    assert numbers(read_pyav(videos[name], timeline, plan).values()) == list(plan)
+    table = read_table(videos[name])
+    plan = plan_instants(table.times_N - table.times_N[0], frames)
+    assert numbers(read_pyav(videos[name], table, plan).values()) == list(np.unique(plan))
     if name in NOT_BY_DECORD:
         with pytest.raises(DecodeError, match="does not seek right|times that do not suit"):
-            read_decord(videos[name], timeline, plan)
+            read_decord(videos[name], table, plan)
     else:
-        assert numbers(by_decord(videos[name], timeline, plan)) == list(plan)
+        assert numbers(by_decord(videos[name], table, plan)) == list(plan)
     clip = decode_clip(videos[name], frames)
     assert numbers(clip.frames) == list(clip.indices) == list(plan)
-    assert clip.planned == len(plan) and timeline.present == len(timeline.times_N)
+    assert clip.planned == len(plan) and table.present == len(table.times_N)
 
 
 def numbers(frames):
     return [painted_number(frame) for frame in frames]
 
 
-def by_decord(path, timeline, plan):
+def by_decord(path, table, plan):
     """What decord gives; it may refuse, since with AVX-512 it mistakes the padding of some widths for pixels."""
     try:
-        return read_decord(path, timeline, plan)
+        return read_decord(path, table, plan)
     except DecodeError as error:
         assert "from_size == to_size" in str(error)
-        return list(read_pyav(path, timeline, plan).values())
+        return list(read_pyav(path, table, plan).values())
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,8 @@ def test_clocks_that_do_not_start_at_nought(videos, tmp_path, name, shift, hidde
     assert numbers(clip.frames) == [index + hidden for index in clip.indices]
     assert clip.planned == len(clip.indices) == 16
     np.testing.assert_allclose(clip.pts, clip.indices / 25, atol=1e-3)
-    timeline = read_timestamps(path)
-    assert numbers(read_pyav(path, timeline, clip.indices).values()) == numbers(clip.frames)
+    table = read_table(path)
+    assert numbers(read_pyav(path, table, clip.indices).values()) == numbers(clip.frames)
 
 
 def test_a_size_that_changes_within_the_stream(tmp_path):
@@ -126,10 +128,10 @@ def test_a_segment_is_cut_by_time(videos):
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotation_is_honoured_by_both_decoders(tmp_path, rotation):
     path = write_video(tmp_path / "phone.mp4", "libx264", rotation=rotation)
-    timeline = read_timestamps(path)
-    plan = plan_frames(timeline.times_N, 4)
+    table = read_table(path)
+    plan = plan_instants(table.times_N - table.times_N[0], 4)
     pyav, decord = (
-        np.stack(list(frames)) for frames in (read_pyav(path, timeline, plan).values(), by_decord(path, timeline, plan))
+        np.stack(list(frames)) for frames in (read_pyav(path, table, plan).values(), by_decord(path, table, plan))
     )
     assert numbers(np.rot90(pyav, -rotation // 90, axes=(1, 2))) == list(plan)
     assert np.abs(pyav.astype(int) - decord).mean() < 2
@@ -161,7 +163,7 @@ def test_a_cut_off_file_is_partial(tmp_path):
     assert clip.planned == 16 and 8 <= len(clip.indices) < 16 and clip.decoder == "pyav"
     assert numbers(clip.frames) == list(clip.indices) == list(planned[: len(clip.indices)])
     with pytest.raises(DecodeError, match="damaged: .* of 16 planned frames can be read"):
-        decode_clip(path, 16, config=DecodeConfig(partial=1))
+        decode_clip(path, 16, config=DecodeConfig(min_readable=1))
 
 
 def test_damage_is_left_out_up_to_the_next_keyframe(tmp_path):
@@ -184,7 +186,7 @@ def test_damage_to_the_first_frame_is_over_at_the_next_keyframe(tmp_path):
         first = next(container.demux(video=0))
     for place in range(first.pos + 5, first.pos + first.size, 7):
         path.write_bytes(content[:place] + bytes(4) + content[place + 4 :])
-        clip = decode_clip(path, 39, config=DecodeConfig(partial=0))
+        clip = decode_clip(path, 39, config=DecodeConfig(min_readable=0))
         assert {*range(8, 39)} <= {*clip.indices} and numbers(clip.frames) == list(clip.indices)
 
 
@@ -214,7 +216,7 @@ def test_a_hole_gives_no_frame_built_on_what_is_lost(tmp_path, name, where):
     for filling in fillings:
         path.write_bytes(content[:start] + filling + content[start + length :])
         try:
-            clip = decode_clip(path, 30, config=DecodeConfig(partial=0))
+            clip = decode_clip(path, 30, config=DecodeConfig(min_readable=0))
         except DecodeError:
             continue
         assert numbers(clip.frames) == [round(seconds * 25) for seconds in clip.pts.tolist()]
@@ -235,9 +237,9 @@ def test_damage_never_makes_decord_give_another_frame(videos, tmp_path_factory, 
         clip = decode_clip(path, 16, decoders=("decord",))
     except DecodeError:
         return
-    timeline = read_timestamps(path)
-    shown = read_pyav(path, timeline, np.arange(timeline.present))
-    if len(shown) == timeline.present:
+    table = read_table(path)
+    shown = read_pyav(path, table, np.arange(table.present))
+    if len(shown) == table.present:
         assert all(np.array_equal(frame, shown[index]) for frame, index in zip(clip.frames, clip.indices, strict=True))
 
 
@@ -254,7 +256,7 @@ def test_a_frame_that_decord_complains_of_is_not_taken(videos, tmp_path):
         except DecodeError as error:
             complaints += "complains" in str(error)
         else:
-            shown = read_pyav(path, read_timestamps(path), clip.indices)
+            shown = read_pyav(path, read_table(path), clip.indices)
             assert numbers(clip.frames) == list(clip.indices) or len(shown) < len(clip.indices)
     assert complaints
 
@@ -272,7 +274,7 @@ class GivesTheFirstTwice(decord.VideoReader):
 
 
 @pytest.mark.parametrize(
-    ("reader", "reason"), [(WithAnotherClock, "time table differs"), (GivesTheFirstTwice, "gave one frame twice")]
+    ("reader", "reason"), [(WithAnotherClock, "time table differs"), (GivesTheFirstTwice, "one frame for several")]
 )
 def test_decord_is_not_believed_where_it_contradicts(videos, monkeypatch, reader, reason):
     plain = decode_clip(videos["h264.mp4"], 5)
@@ -319,5 +321,5 @@ def test_real_clips_give_the_frames_asked_for(real_clips):
     for path in paths:
         clip = decode_clip(path, 16)
         assert len(clip.frames) == 16
-        reference = read_pyav(path, read_timestamps(path), clip.indices)
+        reference = read_pyav(path, read_table(path), clip.indices)
         assert np.array_equal(clip.frames, np.stack(list(reference.values()))), path

@@ -3,30 +3,29 @@
 import hashlib
 import json
 import os
-import socket
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from pipeline.base.errors import KinemaError
 
-A_DAY = 86400
-
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the folder of `path`, which becomes `path` at the end if nothing went wrong.
+def atomic_write(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path, which replaces `path` at the end if there was no error.
 
-    Nothing is forced to the disk: after a power failure the file may be damaged, which is for its reader to notice.
+    Nothing is forced to the disk, so a power failure may leave a damaged file. Readers check for that.
+
+    Args:
+        path: final path.
+        folder: folder of the temporary file, on the same disk (default: that of `path`).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{socket.gethostname()}.{uuid.uuid4().hex}.tmp")
+    temporary = (folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
         os.replace(temporary, path)
@@ -34,9 +33,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def checksum(arrays: dict[str, np.ndarray], about: str) -> str:
-    """Digests arrays and what is told of them."""
-    digest = hashlib.sha256(about.encode())
+def checksum(arrays: dict[str, np.ndarray], metadata_text: str) -> str:
+    """Return the SHA-256 of arrays, with their names, types and shapes, and their metadata."""
+    digest = hashlib.sha256(metadata_text.encode())
     for name in sorted(arrays):
         digest.update(f"{arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]))
@@ -44,7 +43,7 @@ def checksum(arrays: dict[str, np.ndarray], about: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a file that only this program writes.
+    """Read a file that only this program writes.
 
     Raises:
         KinemaError: it is damaged.
@@ -52,25 +51,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError:
-        raise KinemaError(f"{path}: damaged; delete {path.parent} and do again what made it") from None
-
-
-def abandoned(folder: Path) -> list[Path]:
-    """Lists temporary files at any depth whose writer was killed: no longer running here, or elsewhere a day ago."""
-    found = []
-    for path in folder.rglob(".*.tmp"):
-        owner = path.name.rsplit(".", 2)[0]
-        here = owner.endswith(f".{socket.gethostname()}")
-        pid = owner.removesuffix(f".{socket.gethostname()}").rpartition(".")[2]
-        with suppress(FileNotFoundError):
-            old = time.time() - path.stat().st_mtime > A_DAY
-            if old or (here and pid.isdigit() and not psutil.pid_exists(int(pid))):
-                found.append(path)
-    return found
+        raise KinemaError(f"{path}: damaged; delete {path.parent} and run again the command that made it") from None
 
 
 def nameless_file() -> int:
-    """Opens an empty file without a name and returns its descriptor; in memory where the system has such files."""
+    """Open an empty file without a name and return its descriptor; in memory where the system has such files."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("kinema")
     with tempfile.TemporaryFile() as file:

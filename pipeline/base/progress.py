@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a plain line every ten seconds elsewhere."""
+"""Progress bar: live on a terminal, a line every ten seconds elsewhere."""
 
 import sys
 from typing import TextIO
@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 class _Lines:
-    """A stream that turns tqdm's redrawn line into lines of their own."""
+    """A stream that writes each redraw of tqdm's bar as a line."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -21,7 +21,7 @@ class _Lines:
 
 
 def progress(what: str, total: int, unit: str) -> tqdm:
-    """Returns a tqdm bar with rate and time left; call its `update`, and use it as a context manager."""
+    """Return a tqdm bar with rate and time left, to be used as a context manager."""
     if sys.stderr.isatty():
         return tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True)
     layout = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"

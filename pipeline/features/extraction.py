@@ -1,31 +1,36 @@
-"""Clips -> features: decode in worker processes, transform, CNN in batches across clips."""
+"""Clips -> features: decode in worker processes, run the CNN in batches across clips."""
 
 import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import joblib
 import numpy as np
 
 from pipeline.config import DecodeConfig, SamplingConfig
-from pipeline.data.clip import Clip, Source
-from pipeline.features.backbone import Backbone
+from pipeline.data.clip import Clip
 from pipeline.features.entry import ClipFeatures
 from pipeline.video.decode import DecodedClip
 from pipeline.video.transform import read_frames
 from pipeline.video.workers import Failure, run_isolated
 
+if TYPE_CHECKING:
+    from pipeline.features.backbone import Backbone
+
 
 def clip_features(
-    clips: Iterable[Clip], backbone: Backbone, sampling: SamplingConfig, decode: DecodeConfig
+    clips: Iterable[Clip], backbone: "Backbone", sampling: SamplingConfig, decode: DecodeConfig
 ) -> Iterator[tuple[Clip, ClipFeatures | Failure]]:
-    """Turns clips into features; the one way for extraction and prediction.
+    """Compute the features of clips, for extraction and prediction.
 
-    Frames of several clips go through the CNN together, so that its batches are full.
+    Frames of several clips go through the CNN together, so that its batches are full. Closing the iterator, or an
+    exception, ends the worker processes.
 
     Yields:
-        (clip, features or failure), failures as they come, features in batches.
+        (clip, features or failure), failures at once, features in batches.
     """
     load = functools.partial(read_frames, sampling=sampling, decode=decode, transform=backbone.transform)
     outcomes = run_isolated(
@@ -36,37 +41,41 @@ def clip_features(
         decode.memory_limit,
         fallback=functools.partial(load, decoders=("pyav",)),
     )
-    waiting: list[tuple[Clip, DecodedClip, Source]] = []
+    waiting: list[tuple[Clip, DecodedClip]] = []
     in_cnn: deque[Future] = deque()
-    # The CNN works on one batch while the next is gathered here.
-    with ThreadPoolExecutor(1) as thread:
+    # The thread runs the CNN on one batch while the next is collected here. Its exceptions end the workers first.
+    with ThreadPoolExecutor(1) as thread, closing(outcomes):
         for clip, outcome in outcomes:
             if isinstance(outcome, Failure):
                 yield clip, outcome
                 continue
-            waiting.append((clip, *outcome))
-            if sum(len(decoded.frames) for _, decoded, _ in waiting) >= backbone.batch:
-                in_cnn.append(thread.submit(_through_cnn, waiting, backbone))
+            waiting.append((clip, outcome))
+            if sum(len(decoded.frames) for _, decoded in waiting) >= backbone.batch:
+                in_cnn.append(thread.submit(_run_cnn, waiting, backbone))
                 waiting = []
-            if len(in_cnn) == 2:
+            while in_cnn and (len(in_cnn) == 2 or in_cnn[0].done()):
                 yield from in_cnn.popleft().result()
         if waiting:
-            in_cnn.append(thread.submit(_through_cnn, waiting, backbone))
+            in_cnn.append(thread.submit(_run_cnn, waiting, backbone))
         for batch in in_cnn:
             yield from batch.result()
 
 
-def _through_cnn(
-    waiting: list[tuple[Clip, DecodedClip, Source]], backbone: Backbone
+def _run_cnn(
+    waiting: list[tuple[Clip, DecodedClip]], backbone: "Backbone"
 ) -> list[tuple[Clip, ClipFeatures | Failure]]:
-    features = backbone(np.concatenate([decoded.frames for _, decoded, _ in waiting]))
-    bounds = np.cumsum([len(decoded.frames) for _, decoded, _ in waiting])[:-1]
+    # A frame that is shown for long may be repeated: it goes through the CNN once.
+    uniques = [np.unique(decoded.indices, return_index=True, return_inverse=True)[1:] for _, decoded in waiting]
+    shown = [decoded.frames[first] for (_, decoded), (first, _) in zip(waiting, uniques, strict=True)]
+    features = backbone(np.concatenate(shown))
+    parts = np.split(features, np.cumsum([len(first) for first, _ in uniques])[:-1])
     outcomes: list[tuple[Clip, ClipFeatures | Failure]] = []
-    for (clip, decoded, source), features_TD in zip(waiting, np.split(features, bounds), strict=True):
-        if np.isfinite(features_TD).all():
-            outcomes.append((clip, ClipFeatures(features_TD, *decoded[1:], source)))
+    for (clip, decoded), part, (_, inverse) in zip(waiting, parts, uniques, strict=True):
+        if np.isfinite(part).all():
+            of_clip = part[inverse], decoded.pts, decoded.indices, decoded.planned, decoded.decoder
+            outcomes.append((clip, ClipFeatures(*of_clip)))
         else:
-            remedy = "--backbone.view grid" if backbone.choice.precision == "fp32" else "--backbone.precision fp32"
+            remedy = "--backbone.view grid" if backbone.precision == "fp32" else "--backbone.precision fp32"
             reason = f"features overflow in {backbone.engine}, or are too large for float16; try {remedy}"
             outcomes.append((clip, Failure(reason)))
     return outcomes

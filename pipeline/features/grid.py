@@ -1,7 +1,6 @@
-"""What is kept of the frozen CNN for each frame: the view `grid`.
+"""The view `grid`: spatial features of the last stages beside the pooled last layer.
 
-The last pooled layer, which is all that the view `pooled` keeps, has forgotten where things are. The stages before it
-still know, and are computed anyway.
+The pooled layer, which is all of the view `pooled`, does not keep location. The stages before it do, at no extra cost.
 """
 
 import numpy as np
@@ -12,42 +11,41 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d
 from pipeline.base.errors import ConfigError
 
 STAGES, CELLS = 3, 4
-"""The last stages that the grid is made of, and its cells in each direction."""
+"""Number of stages, and cells of the grid in each direction."""
 SIZE = 4
-"""Width of the grid view in multiples of the pooled layer, which it includes. Whoever changes one of these three
-changes `FORMAT` of the store too, for features must not mix."""
+"""Width of the view in multiples of the pooled layer, which is included. A change of these three needs a new `FORMAT`
+of the store."""
 
 
 class Grid(nn.Module):
-    """The last pooled layer, and beside it the last stages, averaged over the cells of a grid, [N,4D].
+    """The pooled layer and the last stages averaged over the cells of a grid, [N,4D].
 
-    Each part is scaled to the same mean square, and a fixed random projection of each cell (Johnson and Lindenstrauss)
-    keeps the size in proportion.
+    Each part is scaled to the same mean square. A fixed random projection (Johnson-Lindenstrauss) limits the width.
     """
 
     def __init__(self, model: nn.Module):
-        """Wraps a timm model.
+        """Wrap a timm model.
 
         Raises:
-            ConfigError: it does not give its stages.
+            ConfigError: it does not return its stages.
         """
         super().__init__()
         self.model = model
         if len(getattr(model, "feature_info", ())) < STAGES or not hasattr(model, "forward_intermediates"):
-            raise ConfigError("backbone.view: this model has no stages to make a grid of; use pooled")
+            raise ConfigError("backbone.view: this model does not return its stages; use pooled")
         channels = sum(stage["num_chs"] for stage in model.feature_info[-STAGES:])
         kept = (SIZE - 1) * model.head_hidden_size // CELLS**2
-        # RandomState, since its numbers will never change.
+        # RandomState: its numbers are the same in every version of NumPy.
         projection = np.random.RandomState(0).standard_normal((kept, channels)) / channels**0.5
         self.register_buffer("projection", torch.from_numpy(projection).float()[..., None, None])
 
     def forward(self, pictures_N3HW: torch.Tensor) -> torch.Tensor:
         last, stages = self.model.forward_intermediates(pictures_N3HW, indices=STAGES)
         pooled_ND = self.model.forward_head(last, pre_logits=True)
-        cells = torch.cat([_even(adaptive_avg_pool2d(stage, CELLS)) for stage in stages], 1)
-        return torch.cat([_even(pooled_ND), conv2d(cells, self.projection).flatten(1)], 1)
+        cells = torch.cat([_scaled(adaptive_avg_pool2d(stage, CELLS)) for stage in stages], 1)
+        return torch.cat([_scaled(pooled_ND), conv2d(cells, self.projection).flatten(1)], 1)
 
 
-def _even(values: torch.Tensor) -> torch.Tensor:
-    """Scales each frame's values to a mean square of one."""
+def _scaled(values: torch.Tensor) -> torch.Tensor:
+    """Scale each frame's values to a mean square of one."""
     return values / (values.square().mean(tuple(range(1, values.ndim)), keepdim=True) + 1e-6).sqrt()

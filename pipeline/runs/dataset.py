@@ -1,4 +1,4 @@
-"""Stored features -> clips in memory, as the heads see them."""
+"""Stored features -> clips in memory, reduced for the heads."""
 
 import itertools
 import math
@@ -14,132 +14,121 @@ from torch import nn
 from pipeline.base.errors import KinemaError, summarize
 from pipeline.base.progress import progress
 from pipeline.config import Config
-from pipeline.data.clip import Clip, part_of
+from pipeline.data.clip import Clip, segment_of
 from pipeline.data.splits import Dataset
 from pipeline.features.entry import ClipFeatures, Header
 from pipeline.features.store import FeatureStore
 from pipeline.models.reduction import Reduction
 
 FRAMES_TO_REDUCE = 20_000
-"""Frames, of clips drawn at random, that the reduction is computed from: 0.4 GB in float32, if of 5,120 values."""
+"""Frames to fit the reduction on: 0.4 GB in float32 with 5,120 features."""
 
 
 class ClipSet(NamedTuple):
-    """Clips in memory: `parts_NPK` float32, their temporal pyramids, `labels_N` int64, and the number of classes."""
+    """Clips in memory: reduced frames float32 [N,T,2K], padded with zeros; lengths and labels int64 [N]."""
 
-    parts_NPK: torch.Tensor
+    frames_NTK: torch.Tensor
+    lengths_N: torch.Tensor
     labels_N: torch.Tensor
     classes: int
 
-    def where(self, is_one_N: torch.Tensor) -> "ClipSet":
-        """Returns some of the clips."""
-        return self._replace(parts_NPK=self.parts_NPK[is_one_N], labels_N=self.labels_N[is_one_N])
+    def where(self, mask_N: torch.Tensor) -> "ClipSet":
+        """Return the clips of a mask."""
+        return ClipSet(self.frames_NTK[mask_N], self.lengths_N[mask_N], self.labels_N[mask_N], self.classes)
 
 
 def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
-    """Finds the clips of a split that have features.
+    """Find the clips of a split that have features.
 
-    Clips in the failure ledger, and those whose file is gone since a run was trained, are left out and counted by class
-    on the terminal, as partial ones are.
+    Clips that failed, or whose file is gone, are left out and counted on the terminal, as partial ones are.
 
     Args:
-        store: where the features are.
+        store: the feature store.
         dataset: all clips.
-        split: which of them.
-        max_missing: share of the split that may be missing, rounded up.
+        split: 'train', 'val' or 'test'.
+        max_missing: maximum fraction of the split that may be missing, rounded up.
 
     Raises:
-        KinemaError: features were never computed, or are of another state of the file; or too many clips could not be
-            read.
+        KinemaError: features were never computed, or too many clips could not be read.
     """
     headers = {clip: store.find(clip) for clip in dataset.of(split)}
-    gone = [clip for clip, header in headers.items() if not header and not os.path.lexists(clip.path)]
+    absent = [clip for clip, header in headers.items() if not header]
+    gone = [clip for clip in absent if not os.path.lexists(clip.path)]
     if gone and len(gone) == len(headers):
-        raise KinemaError(f"{gone[0].path} and all other clips of the {split} split are not there; is data.root right?")
-    told_of = store.ledger.failures(headers).keys() | {clip.id for clip in gone}
-    if never := [clip for clip, header in headers.items() if not header and clip.id not in told_of]:
+        raise KinemaError(f"{gone[0].path}: no such file, nor any other clip of the {split} split; check data.root")
+    failures = store.failures(absent)
+    if never := [clip for clip in absent if clip not in failures]:
         raise _without_features(store, never)
-    found = {clip: header for clip, header in headers.items() if header}
-    if len(found) < len(headers):
-        missing = Counter(clip.label for clip in headers if clip not in found)
-        by_class = ", ".join(f"{label} {count}" for label, count in missing.most_common())
-        told = f"{split}: {missing.total()} of {len(headers)} clips could not be read ({by_class})"
+    if absent:
+        by_class = Counter(clip.label for clip in absent).most_common()
+        counts = ", ".join(f"{label} {count}" for label, count in by_class)
+        message = f"{split}: {len(absent)} of {len(headers)} clips could not be read ({counts})"
         if gone:
-            told += f", {len(gone)} of them for they are not there any more, such as {gone[0].path}"
-        if missing.total() > (allowed := math.ceil(round(max_missing * len(headers), 6))):
+            message += f"; {len(gone)} no longer exist, such as {gone[0].path}"
+        if len(absent) > (allowed := math.ceil(round(max_missing * len(headers), 6))):
             raise KinemaError(
-                f"{told}, and --max-missing {max_missing:g} allows {allowed}; "
-                "kinema failures with the same settings names them: mend or remove these files, or allow more"
+                f"{message}; --max-missing {max_missing:g} allows {allowed}. Run `kinema failures` with the same "
+                "settings for the reasons; repair or remove these files, or allow more"
             )
-        print(f"{told}, see {store.ledger.path}")
-    partial = sum(header.frames < header.planned for header in found.values())
-    if partial:
-        print(f"{split}: {partial} of {len(headers)} clips are partial: damage left fewer frames than planned")
+        print(message)
+    found = {clip: header for clip, header in headers.items() if header}
+    if partial := sum(header.frames < header.planned for header in found.values()):
+        print(f"{split}: {partial} of {len(headers)} clips are partial: fewer frames could be read than planned")
     if not found:
-        raise KinemaError(f"the {split} split has no clips with features")
+        raise KinemaError(f"no clip of the {split} split has features")
     return found
 
 
 def warn_of_conflicts(found: dict[Clip, Header]) -> None:
-    """Says which clips have the same content and different classes."""
+    """Print which clips have the same content and different classes."""
     same: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for clip, header in found.items():
-        same[header.source.sha256, part_of(clip.id)].append(clip)
+        same[header.sha256, segment_of(clip)].append(clip)
     pairs = [" and ".join(clip.id for clip in clips) for clips in same.values() if len({c.label for c in clips}) > 1]
     if pairs:
-        print(f"the same video stands in two classes, so one is wrong: {summarize(pairs, 8)}")
+        print(f"warning: the same video has two labels: {summarize(pairs, 8)}")
 
 
-def load_reduced(
-    config: Config, store: FeatureStore, clips: list[Clip], classes: list[str], learns_N: torch.Tensor
-) -> tuple[Reduction, ClipSet]:
-    """Loads clips as a reduction shows them that is computed from those alone that heads will learn from.
-
-    Args:
-        config: of how many frames the features are, and what the head sees of them.
-        store: where they are.
-        clips: all clips.
-        classes: their names in the order of the labels.
-        learns_N: bool, which are learned from.
+def fit_reduction(config: Config, store: FeatureStore, clips: list[Clip]) -> Reduction:
+    """Fit the reduction on training clips, at most `FRAMES_TO_REDUCE` frames of clips drawn at random.
 
     Raises:
         KinemaError: some features are damaged.
     """
-    learned = [clip for clip, learns in zip(clips, learns_N.tolist(), strict=True) if learns]
     number = max(config.head.pca_components, FRAMES_TO_REDUCE // config.sampling.frames)
-    sample = random.Random(0).sample(learned, min(number, len(learned)))
-    reduction = Reduction.of(*read_features(store, sample), config.head.pca_components, config.head.pyramid_levels)
-    return reduction, load_clips(store, clips, classes, reduction)
+    sample = random.Random(0).sample(clips, min(number, len(clips)))
+    return Reduction.fit(*_padded(list(_read(store, sample))), config.head.pca_components)
 
 
+@torch.inference_mode()
 def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction) -> ClipSet:
-    """Reads the features of clips that `find_clips` has found, and keeps in memory what the heads see of them.
+    """Load clips that `find_clips` has found and reduce their features.
 
     Raises:
         KinemaError: some are damaged.
     """
-    parts_NPK = torch.empty(len(clips), *reduction.shape)
-    entries = _read(store, clips)
-    loaded = 0
+    entries, reduced = _read(store, clips), []
+    lengths: list[int] = []
     with progress("load features", len(clips), "clips") as bar:
-        while taken := list(itertools.islice(entries, 256)):
-            parts_NPK[loaded : loaded + len(taken)] = reduction(*_padded(taken))
-            loaded += len(taken)
-            bar.update(len(taken))
-    return ClipSet(parts_NPK, torch.tensor([classes.index(clip.label) for clip in clips]), len(classes))
+        while batch := list(itertools.islice(entries, 256)):
+            features_NTD, lengths_N = _padded(batch)
+            reduced += reduction(features_NTD, lengths_N).unbind(0)
+            lengths += lengths_N.tolist()
+            bar.update(len(batch))
+    frames_NTK = nn.utils.rnn.pad_sequence(reduced, batch_first=True)
+    labels_N = torch.tensor([classes.index(clip.label) for clip in clips])
+    return ClipSet(frames_NTK, torch.tensor(lengths), labels_N, len(classes))
 
 
-def read_features(store: FeatureStore, clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns features float16 [N,T,D], padded, and their true lengths int64 [N].
-
-    Raises:
-        KinemaError: some are damaged.
-    """
-    return _padded(list(_read(store, clips)))
+@torch.no_grad()
+def classify(head: nn.Module, clips: ClipSet, device: torch.device) -> torch.Tensor:
+    """Return logits float32 [N,C] on the CPU."""
+    batches = zip(clips.frames_NTK.split(1024), clips.lengths_N.split(1024), strict=True)
+    return torch.cat([head(frames.to(device), lengths).cpu() for frames, lengths in batches])
 
 
 def _read(store: FeatureStore, clips: list[Clip]) -> Iterator[ClipFeatures]:
-    """Yields all entries that are whole, and only then says which are not."""
+    """Yield all intact entries, then raise if some are damaged."""
     damaged = []
     for clip in clips:
         if entry := store.read(clip):
@@ -151,6 +140,7 @@ def _read(store: FeatureStore, clips: list[Clip]) -> Iterator[ClipFeatures]:
 
 
 def _padded(entries: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features float16 [N,T,D], padded, and their lengths int64 [N]."""
     features = [torch.from_numpy(entry.features) for entry in entries]
     return nn.utils.rnn.pad_sequence(features, batch_first=True), torch.tensor([len(values) for values in features])
 
@@ -158,5 +148,5 @@ def _padded(entries: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
 def _without_features(store: FeatureStore, clips: list[Clip]) -> KinemaError:
     return KinemaError(
         f"{len(clips)} {clips[0].split} clips have no valid features in {store.folder} (first: {clips[0].id}); "
-        "run kinema extract with the same settings, which computes only what is missing"
+        "run `kinema extract` with the same settings, it computes only what is missing"
     )

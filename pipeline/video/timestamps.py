@@ -1,8 +1,9 @@
-"""Video file -> when each of its frames is shown, read from the container's packets without decoding.
+"""The packet table of a video file: when each frame is shown and where its packet is, read without decoding.
 
 Files come from strangers: only video containers are opened, none that can refer to other files or addresses.
 """
 
+import functools
 import itertools
 import math
 import os
@@ -15,8 +16,7 @@ import av
 import numpy as np
 
 from pipeline.base.errors import first_line
-
-av.logging.set_level(av.logging.ERROR)
+from pipeline.video.bitstream import is_idr
 
 CONTAINERS = (
     *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "mpegts", "mpeg", "mpegvideo", "h264", "hevc"),
@@ -24,143 +24,212 @@ CONTAINERS = (
 )
 """FFmpeg's names of the containers that are opened. Playlists and scripts, which name other files, are not in it."""
 
-DECORD_SEEKS_RIGHT = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv")
-"""The containers in which decord lands on the frame that it seeks."""
-
-DECORD_REORDERS_RIGHT = ("h264", "hevc")
-"""The codecs with B-frames of which decord returns the frame that it seeks; in MPEG-4 it returns a neighbour."""
-
 STREAMED = ("mpegts", "mpeg")
-"""The containers without an index, whose frames come at a steady rate."""
+"""Containers without an index, whose frames come at a steady rate."""
 
 GAP = 1.75
-"""Frames from one packet to the next that tell that some were lost in between; a repeated field makes it 1.5."""
+"""Frames between two packets from which on some were lost in between; a repeated field makes it 1.5."""
 
 CUT_OFF = 0.05
 """Share of the announced duration that must be missing before a file counts as cut off: headers are often a bit off."""
 
+INTERLACED = (2, 3, 4, 5)
+"""FFmpeg's AVFieldOrder of streams that may code the two fields of a frame as two pictures."""
+
 
 class DecodeError(Exception):
-    """A clip that cannot be read; the message is the reason in a few words, `decoder` who found it."""
+    """A clip cannot be read: the reason in a few words, and the decoder that gave up."""
 
     def __init__(self, reason: str, decoder: str = "container"):
         super().__init__(reason)
         self.decoder = decoder
 
 
-class Timestamps(NamedTuple):
-    """When each frame of a file is shown.
-
-    `times_N` float64, ascending seconds on the container's own clock, of all frames that the file announces; the first
-    `present` of them are there, the rest was cut off. `counted`: the container holds no presentation times, so that
-    frames can only be told by counting them. `distrust`: why decord cannot be believed here, or ''.
-    """
-
-    times_N: np.ndarray
-    present: int
-    counted: bool
-    distrust: str
-
-
-class _Packet(NamedTuple):
-    """What a timeline is made from: presentation tick (None: unknown), duration in ticks, size in bytes, whether an
-    edit list hides it, and whether the container is damaged there."""
+class Packet(NamedTuple):
+    """One packet: presentation time in ticks (None: unknown), decoding time, duration, size and position in bytes;
+    `hidden`: it gives no frame, by an edit list or because it holds none."""
 
     tick: int | None
+    dts: int | None
     duration: int
     size: int
-    is_discard: bool
+    pos: int | None
+    key: bool
+    idr: bool
+    hidden: bool
     corrupt: bool
 
 
-def read_timestamps(path: Path, max_pixels: float = math.inf, max_duration: float = math.inf) -> Timestamps:
-    """Reads when each frame is shown from the container's packets, without decoding.
+class VideoTable(NamedTuple):
+    """Frames and packets of the video stream that players show.
 
-    Args:
-        path: a video file.
-        max_pixels: pixels of a frame that are still allowed.
-        max_duration: seconds that are still allowed.
+    `times_N` float64: ascending seconds on the container's clock, of all frames that the file announces; the first
+    `present` of them are there, the rest was cut off. `rows_N` is the row in `packets` (file order) of each present
+    frame. `counted`: there are no presentation times, so frames are told apart by their packets' order. `paired`: a
+    frame may be two packets, one per field. `packed`: a packet of MPEG-4 may hold a B-frame beside another frame, and a
+    tiny one stand for it later. `indexed`: `packets` agree with the container's own index.
+    """
+
+    times_N: np.ndarray
+    rows_N: np.ndarray
+    packets: list[Packet]
+    present: int
+    counted: bool
+    paired: bool
+    packed: bool
+    indexed: bool
+    reorders: bool
+    container: str
+    codec: str
+    streams: int
+    mirrored: bool
+
+
+def read_table(path: Path, max_pixels: float = math.inf, max_duration: float = math.inf) -> VideoTable:
+    """Read the packet table; the latest few files are cached.
 
     Raises:
-        DecodeError: not a readable video, or one over the limits.
+        DecodeError: not a readable video, or over the limits `max_pixels` (of a frame), `max_duration` (seconds).
     """
-    if path.is_file() and path.stat().st_size == 0:
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise DecodeError(error.strerror) from None
+    if os.path.isfile(path) and stat.st_size == 0:
         raise DecodeError("empty file")
-    with open_video(path) as container:
-        if not container.streams.video:
-            raise DecodeError("no video stream")
-        stream = container.streams.video[0]
-        if not stream.codec_context:
-            raise DecodeError("no decoder for its codec")
-        name, codec = container.format.name, stream.codec_context.name
-        reorders = bool(stream.codec_context.has_b_frames)
+    table = _read_table(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, max_pixels)
+    length = table.times_N[table.present - 1] - table.times_N[0] if table.present else 0
+    if length > max_duration:
+        raise DecodeError(f"{length:.0f} s are over the limit decode.max_duration")
+    return table
+
+
+@functools.lru_cache(maxsize=4)  # Many clips may be segments of one file.
+def _read_table(path: str, size: int, mtime_ns: int, max_pixels: float) -> VideoTable:
+    with open_video(path) as (container, stream):
+        codec = stream.codec_context
+        name, reorders = container.format.name, bool(codec.has_b_frames)
         if stream.width * stream.height > max_pixels:
             raise DecodeError(f"frames of {stream.width}x{stream.height} are over the limit decode.max_pixels")
         index = [entry.size for entry in stream.index_entries]
-        packets = [
-            _Packet(tick_of(packet), packet.duration or 0, packet.size, packet.is_discard, corrupt)
-            for packet, corrupt in packets_of(container, stream)
-            if packet.size
-        ]
+        packets, mirrored, packed = _read_packets(container, stream)
         rate, second = float(stream.average_rate or stream.guessed_rate or 25), float(stream.time_base)
         announced = stream.duration * second if stream.duration else (container.duration or 0) / av.time_base
         if name == "avi":  # Of a cut file FFmpeg gives the duration of what is left.
             announced = max(announced, stream.frames * second)
         counts_from_zero = not stream.duration  # A container's duration does; a stream's counts from its first frame.
-    shown = [packet for packet in packets if not packet.is_discard]
-    if not shown:
-        raise DecodeError("no frames")
-    # Packets too small for a picture stand for frames that were dropped; with B-frames they stand for delayed ones.
-    pictures = [packet for packet in shown if packet.size > 8] if name == "avi" and not reorders else shown
-    untimed = any(packet.tick is None for packet in pictures)
-    ticks_N = np.arange(len(pictures)) / (rate * second) if untimed else np.sort([packet.tick for packet in pictures])
-    times_N = ticks_N * second
-    length = times_N[-1] - times_N[0]
-    if length > max_duration:
-        raise DecodeError(f"{length:.0f} s are over the limit decode.max_duration")
+        streams = sum(not other.disposition & av.stream.Disposition.attached_pic for other in container.streams.video)
+        paired = codec.name == "h264" and name in (*STREAMED, "h264") and codec.field_order in INTERLACED
 
-    read = length + max(pictures[-1].duration * second, 1 / rate) + (max(times_N[0], 0) if counts_from_zero else 0)
+    rows = [row for row, packet in enumerate(packets) if not packet.hidden]
+    if paired:
+        rows = _first_fields(packets, rows, 0.75 / (rate * second))
+    if not rows:
+        raise DecodeError("no frames")
+    untimed = any(packets[row].tick is None for row in rows)
+    counted = untimed or (name == "avi" and reorders)  # AVI stores no presentation times: FFmpeg guesses them.
+    if not counted:
+        rows.sort(key=lambda row: packets[row].tick)
+    times_N = np.arange(len(rows)) / rate if counted else np.array([packets[row].tick for row in rows]) * second
+
+    length = times_N[-1] - times_N[0]
+    read = length + max(packets[rows[-1]].duration * second, 1 / rate)
+    read += max(times_N[0], 0) if counts_from_zero else 0
     cut_off = (announced - read) * rate if announced - read > max(CUT_OFF * announced, 3 / rate) else 0
     # Where it is not of keyframes alone, the index too knows how many there should be. Either may lie wildly.
-    cut_off = round(min(max(cut_off, len(index) - len(packets)), 100 * len(pictures)))
-    # AVI stores no presentation times: with B-frames FFmpeg can only guess them.
-    counted = untimed or (name == "avi" and reorders)
-    distrust = ""
-    if name not in DECORD_SEEKS_RIGHT or counted:
-        distrust = f"does not seek right in {name}"
-    elif len(pictures) < len(shown):
-        distrust = f"does not seek right in {name} with dropped frames"
-    elif reorders and codec not in DECORD_REORDERS_RIGHT:
-        distrust = f"does not seek right in {codec} with B-frames"
-    elif any(packet.corrupt for packet in packets):
-        distrust = "loses count where the container is damaged"
-    elif not _plausible([packet.tick for packet in pictures], reorders):
-        distrust = "would go by times that do not suit the codec"
-    elif cut_off or (name == "avi" and index != [packet.size for packet in packets]):
-        distrust = "loses count where packets are missing or the index is wrong"
+    cut_off = round(min(max(cut_off, len(index) - len(packets)), 100 * len(rows)))
     missing_M = times_N[-1] + np.arange(1, cut_off + 1) / rate
-    present = len(times_N)
-    if name == "avi" and len(index) > 1:
-        # Its packets are told apart by counting them: from where they part from the index, none can be named.
-        both = zip(index, packets, strict=False)
-        agree = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1].size, both))
-        present = present if agree == len(index) == len(packets) else max(agree - 1, 0)
-    return Timestamps(np.concatenate([times_N, missing_M]), present, counted, distrust)
+    sizes = [packet.size for packet in packets]
+    present = len(rows)
+    if name == "avi" and len(index) > 1 and index != sizes:
+        # AVI numbers its packets by counting: from where they differ from the index, none can be identified.
+        agree = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(index, sizes, strict=False)))
+        present = min(present, max(agree - 1, 0))
+    return VideoTable(
+        times_N=np.concatenate([times_N, missing_M]),
+        rows_N=np.array(rows),
+        packets=packets,
+        present=present,
+        counted=counted,
+        paired=paired,
+        packed=packed,
+        indexed=not cut_off and (name != "avi" or index == sizes),
+        reorders=reorders,
+        container=name,
+        codec=codec.name,
+        streams=streams,
+        mirrored=mirrored,
+    )
 
 
-def _plausible(ticks: list[int], reorders: bool) -> bool:
-    """Whether times, in the order of decoding, may be those of a healthy stream: they run forwards where a codec does
-    not reorder its frames; where it does, not all of them, and they are evenly spaced."""
-    forwards = all(after > before for before, after in itertools.pairwise(ticks))
-    steps = np.diff(np.sort(ticks))
-    even = len(steps) == 0 or (steps.min() > 0 and steps.max() < 1.5 * steps.min())
-    return even and not forwards if reorders else forwards
+def _read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[list[Packet], bool, bool]:
+    """Read all packets, whether the display matrix mirrors the picture, which only a decoded frame tells, and whether
+    B-frames are packed."""
+    packets: list[Packet] = []
+    avi, packed, late = container.format.name == "avi", False, False
+    mirrored, undecoded = False, container.format.name in ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+    extradata = stream.codec_context.extradata
+    for packet, corrupt in _packets_of(container, stream):
+        if not packet.size:
+            continue
+        # In AVI, packets too small for a picture stand for dropped frames, or for a B-frame packed into one before.
+        empty = avi and packet.size <= 8 and not late
+        if avi and stream.codec_context.name == "mpeg4":
+            pictures = bytes(packet).count(b"\0\0\1\xb6")
+            late = pictures > 1 or (late and packet.size > 8)
+            packed = packed or late
+        idr = packet.is_keyframe and is_idr(stream.codec_context.name, extradata, packet)
+        packets.append(
+            Packet(
+                *(packet.dts if packet.pts is None else packet.pts, packet.dts, packet.duration or 0, packet.size),
+                *(packet.pos, packet.is_keyframe, idr, packet.is_discard or empty, corrupt),
+            )
+        )
+        if undecoded:
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                undecoded = False
+                continue
+            mirrored = any(_is_mirrored(frame) for frame in frames)
+            undecoded = not frames and len(packets) < 32
+    return packets, mirrored, packed
+
+
+def _is_mirrored(frame: av.VideoFrame) -> bool:
+    matrix = display_matrix(frame)
+    return matrix is not None and np.linalg.det(matrix) < 0
+
+
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """Return the upper left 2x2 of a frame's display matrix, None if it has none."""
+    for data in frame.side_data:
+        if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+            return np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2] / 65536
+    return None
+
+
+def _first_fields(packets: list[Packet], rows: list[int], half: float) -> list[int]:
+    """Keep the rows that begin a frame; the second field follows at once, without a time or half a frame later."""
+    firsts: list[int] = []
+    for row in rows:
+        before = packets[firsts[-1]] if firsts and firsts[-1] == row - 1 else None
+        dts = packets[row].dts
+        if before is None or (dts is not None and before.dts is not None and dts - before.dts > half):
+            firsts.append(row)
+    return firsts
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[av.container.InputContainer]:
-    """Opens a video file, and nothing that it may refer to."""
+def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a video file, and nothing that it may refer to, with the stream that players show.
+
+    Raises:
+        DecodeError: it cannot be opened, or has no video.
+    """
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}
+    if (av.logging.get_level() or 0) < av.logging.ERROR:
+        av.logging.set_level(av.logging.ERROR)  # Else damage to the container would not be logged.
     try:
         # The absolute path begins with a slash, so no name can be taken for a protocol, as `concat:a|b` would be.
         # What FFmpeg logs is captured, and so kept from the terminal.
@@ -168,18 +237,25 @@ def open_video(path: Path) -> Iterator[av.container.InputContainer]:
             av.logging.Capture(),
             av.open(os.path.abspath(path), options=options, metadata_errors="replace") as container,
         ):
-            yield container
+            covers = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+            films = [stream for stream in container.streams.video if not stream.disposition & covers]
+            best = container.streams.best("video")
+            if not films:
+                raise DecodeError("no video stream")
+            stream = best if best in films else films[0]
+            if not stream.codec_context:
+                raise DecodeError("no decoder for its codec")
+            yield container, stream
     except av.ArgumentError:
         raise DecodeError("not a video container") from None
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(error.strerror or first_line(error)) from None
 
 
-def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[tuple[av.Packet, bool]]:
-    """Yields the packets up to the end of the file, or up to where it can be read no further.
+def _packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[tuple[av.Packet, bool]]:
+    """Yield the packets up to the end of what can be read, each with whether the container is damaged next to it.
 
-    With each comes whether the container is damaged just before or after it, so that it may be cut short, and others be
-    lost. In MPEG streams a gap in the decoding times tells that.
+    Next to damage a packet may be cut short, and others lost. In MPEG streams a gap in the decoding times tells that.
     """
     previous: tuple[av.Packet, bool] | None = None
     gap = GAP / float((stream.average_rate or 25) * stream.time_base) if container.format.name in STREAMED else math.inf
@@ -195,7 +271,3 @@ def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -
             previous = packet, corrupt
     if previous:
         yield previous
-
-
-def tick_of(packet: av.Packet) -> int | None:
-    return packet.dts if packet.pts is None else packet.pts

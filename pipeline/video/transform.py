@@ -1,25 +1,25 @@
 """A clip -> its planned frames, resized and cropped for the CNN: the work of the worker processes.
 
-Nothing here needs timm or torchvision, so that a process is ready in half the time.
+Imports neither timm nor torchvision, so a process starts in half the time.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.config import DecodeConfig, SamplingConfig
-from pipeline.data.clip import Clip, Source
+from pipeline.data.clip import Clip
 from pipeline.video.decode import DecodedClip, decode_clip
 from pipeline.video.timestamps import DecodeError
 from pipeline.video.workers import Failure
 
 
 class ResizeAndCrop(NamedTuple):
-    """Resizes to `size` pixels, the short side or (height, width), and cuts `crop`, (height, width), from the middle.
+    """Resize to `size` pixels, the short side or (height, width), then crop the centre to `crop`, (height, width).
 
-    With the antialiasing of PyTorch, which works on uint8 as Pillow does, several times as fast; the pixels differ by
-    less than 0.1 (of 255) on average.
+    PyTorch's antialiasing on uint8 is several times as fast as Pillow's; pixels differ by 0.1 of 255 on average.
     """
 
     size: int | tuple[int, int]
@@ -27,7 +27,7 @@ class ResizeAndCrop(NamedTuple):
     mode: str
 
     def __call__(self, frames_T3HW: torch.Tensor) -> torch.Tensor:
-        """Works on uint8 [T,3,H,W]."""
+        """Resize and crop uint8 [T,3,H,W]."""
         size = self.size
         if isinstance(size, int):
             height, width = frames_T3HW.shape[2:]
@@ -44,14 +44,16 @@ def read_frames(
     decode: DecodeConfig,
     transform: Callable[[torch.Tensor], torch.Tensor],
     decoders: tuple[str, ...] = ("decord", "pyav"),
-) -> tuple[DecodedClip, Source] | Failure:
-    """Reads a clip's planned frames, transformed for the CNN: `frames` is uint8 [T,3,H,W]."""
+) -> DecodedClip | Failure:
+    """Read a clip's planned frames, transformed for the CNN: `frames` is uint8 [T,3,H,W]."""
     try:
-        source = Source.of(clip.path)
         decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
     except OSError as error:
         return Failure(error.strerror, "file")
     except DecodeError as error:
         return Failure(str(error), error.decoder)
-    frames_T3HW = transform(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2))
-    return decoded._replace(frames=frames_T3HW.contiguous().numpy()), source
+    # A frame that is shown for long may stand for several instants.
+    _, firsts, places = np.unique(decoded.indices, return_index=True, return_inverse=True)
+    once = decoded.frames if len(firsts) == len(places) else decoded.frames[firsts]
+    frames_T3HW = transform(torch.from_numpy(once).permute(0, 3, 1, 2)).contiguous().numpy()
+    return decoded._replace(frames=frames_T3HW if len(firsts) == len(places) else frames_T3HW[places])

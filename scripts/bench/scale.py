@@ -84,7 +84,7 @@ def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def make_links(videos: Path, clips: int, work: Path) -> int:
     """Makes the set and returns the number of real files behind it."""
-    from pipeline.data.formats import VIDEO_SUFFIXES
+    from pipeline.data.folder import VIDEO_SUFFIXES
 
     files = [path.resolve() for path in sorted(videos.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
     lists: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}

@@ -2,14 +2,17 @@ import os
 import subprocess
 import sys
 
+import av
 import pytest
 
 from pipeline.base.errors import ConfigError, KinemaError
 from pipeline.config import DataConfig
-from pipeline.data.formats import group_of
+from pipeline.data.clip import group_of
+from pipeline.data.folder import read_folder
 from pipeline.data.splits import load_dataset
+from pipeline.video.timestamps import read_timestamps
 
-from conftest import REPOSITORY, touch, write_csv
+from conftest import REPOSITORY, paint, touch, write_csv
 
 
 @pytest.fixture
@@ -52,12 +55,12 @@ def test_wrong_lines_are_named(ucf, file, line, message):
     assert "\n" not in str(caught.value)
 
 
-def test_folders_that_give_no_class_are_told_of(tmp_path, capsys):
+def test_folders_without_videos_are_reported(tmp_path, capsys):
     touch(tmp_path, *(f"a/{number}.mp4" for number in range(4)), "empty/notes.txt")
     assert load_dataset(DataConfig(root=tmp_path)).classes == ["a"]
     out = capsys.readouterr().out
-    assert "no videos in empty, so there is no such class" in out
-    assert "there is one class alone, a; is data.root the folder of all classes?" in out
+    assert "Skipped folders without videos: empty." in out
+    assert "only one class, a" in out
 
 
 def test_a_folder_that_cannot_be_read_stops_the_run(tmp_path):
@@ -67,7 +70,7 @@ def test_a_folder_that_cannot_be_read_stops_the_run(tmp_path):
     command = [*as_anybody, sys.executable, "-m", "pipeline.cli", "failures", "--data.root", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     (tmp_path / "b").chmod(0o755)
-    told = f"kinema: {tmp_path / 'b'}: Permission denied; make the folder readable, or take it out of data.root\n"
+    told = f"kinema: {tmp_path / 'b'}: Permission denied; make the folder readable or move it out of data.root\n"
     assert (done.returncode, done.stderr) == (1, told)
 
 
@@ -94,10 +97,10 @@ def test_folder_a_class(tmp_path):
     assert {split: len(dataset.of(split)) for split in ("train", "val", "test")} == {"train": 13, "val": 2, "test": 5}
 
 
-def test_videos_beside_the_folders_of_classes_are_told_of(tmp_path, capsys):
+def test_videos_outside_of_class_folders_are_reported(tmp_path, capsys):
     touch(tmp_path, *(f"{label}/{number}.mp4" for label in ("a", "b") for number in range(4)), "loose.mp4")
     assert len(load_dataset(DataConfig(root=tmp_path)).clips) == 8
-    assert "passed over 1 videos that are in no folder of a class: loose.mp4" in capsys.readouterr().out
+    assert "Skipped 1 videos outside of class folders: loose.mp4." in capsys.readouterr().out
 
 
 def test_folder_with_given_splits(tmp_path):
@@ -114,16 +117,16 @@ def test_train_and_val_folders_alone_are_refused(tmp_path):
         load_dataset(DataConfig(root=tmp_path))
 
 
-def test_folders_of_splits_go_by_other_names_too(tmp_path):
+def test_split_folders_in_any_case(tmp_path):
     touch(tmp_path, *(f"{split}/a/{split}{n}.mp4" for split in ("Train", "Validation", "TEST") for n in range(3)))
     dataset = load_dataset(DataConfig(root=tmp_path))
     assert {split: len(dataset.of(split)) for split in ("train", "val", "test")} == {"train": 3, "val": 3, "test": 3}
     touch(tmp_path, "walk/1.mp4")
-    with pytest.raises(KinemaError, match="beside them walk"):
+    with pytest.raises(KinemaError, match=r"other folders \(walk\)"):
         load_dataset(DataConfig(root=tmp_path))
 
 
-def test_links_are_followed_and_what_macos_leaves_is_not_taken(tmp_path, capsys):
+def test_links_are_followed_and_hidden_files_skipped(tmp_path, capsys):
     touch(tmp_path / "elsewhere", *(f"{n}.mp4" for n in range(9)))
     touch(
         tmp_path / "videos", *(f"walk/{n}.MTS" for n in range(9)), "walk/._0.mp4", "__MACOSX/walk/0.mp4", "walk/a.txt"
@@ -135,7 +138,7 @@ def test_links_are_followed_and_what_macos_leaves_is_not_taken(tmp_path, capsys)
     (tmp_path / "videos" / "walk" / "other").symlink_to(tmp_path / "elsewhere")
     dataset = load_dataset(DataConfig(root=tmp_path / "videos"))
     assert dataset.classes == ["run", "walk"] and len(dataset.clips) == 2 * 19
-    assert "passed over 2 files that are no videos by their ending (2 x .txt)" in capsys.readouterr().out
+    assert "Skipped 2 files without a video extension (2 x .txt)." in capsys.readouterr().out
 
 
 def test_csv_with_segments_and_groups(tmp_path):
@@ -154,7 +157,7 @@ def test_csv_with_segments_and_groups(tmp_path):
         ("path,label", "x.mp4,", "list.csv:2: empty label"),
         ("path,label", "x.mp4,a,b", "list.csv:2: expected 2 columns"),
         ("path,class", "x.mp4,a", "list.csv:1: the header lacks label"),
-        ("path,label,split", "x.mp4,a,training", "list.csv:2: split 'training' is none of"),
+        ("path,label,split", "x.mp4,a,learn", "list.csv:2: unknown split 'learn'"),
         ("path,label,group", "x.mp4,a,1\ny.mp4,a,", "list.csv:3: empty group, which other rows have"),
         ("path,label,split", "x.mp4,a,\ny.mp4,a,val", "list.csv:2: empty split, which other rows have"),
         ("path,label,start,end", "x.mp4,a,3,2", "list.csv:2: end 2 is not after start 3"),
@@ -162,7 +165,7 @@ def test_csv_with_segments_and_groups(tmp_path):
         ("path,label,start,end", "x.mp4,a,-1,2", "list.csv:2: start and end are seconds"),
         ("path,label,start,end", "x.mp4,a,0,nan", "list.csv:2: start and end are seconds"),
         ("path,label", "gone.mp4,a", "list.csv: 1 of 1 listed files are not in .*: gone.mp4; check data.root"),
-        ("path;label", "x.mp4;a", "list.csv:1: the header lacks path, label; columns are separated by commas"),
+        ("path;label", "x.mp4;a", "list.csv:1: the header lacks path, label; separate the columns by commas"),
         ("path,label,grup", "x.mp4,a,1", "list.csv:1: unknown column 'grup'; did you mean 'group'"),
     ],
 )
@@ -206,14 +209,86 @@ def test_lists_may_name_files_below_the_root_in_any_way(tmp_path):
     assert [clip.id for clip in load_dataset(DataConfig(root=tmp_path / "videos", lists=lists)).clips] == names
 
 
-def test_kinetics_leaves_out_what_is_gone_and_says_so(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("train", "test"), [("training", "testing"), ("train", "eval"), ("train_set", "test_set"), ("Trn", "Evaluation")]
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_usual_names_of_splits(tmp_path, train, test, inside):
+    for folder in (train, test):
+        for label in ("run", "walk"):
+            place = f"{label}/{folder}" if inside else f"{folder}/{label}"
+            touch(tmp_path, *(f"{place}/{label}_{folder}{number}.mp4" for number in range(4)))
+    dataset = load_dataset(DataConfig(root=tmp_path))
+    assert (dataset.classes, dataset.split) == (["run", "walk"], "given")
+    assert len(dataset.of("test")) == 8 and all(f"_{test}" in clip.id for clip in dataset.of("test"))
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["train/{}.mp4", "bus/{}.mp4"], "train read as classes"),
+        (["train/{}.mp4", "test/t{}.mp4"], "test, train read as classes"),
+        (["train1/a/{}.mp4", "test1/a/{}.mp4"], "test1, train1 read as classes"),
+        (["run/train/a{}.mp4", "run/test/b{}.mp4", "walk/c{}.mp4"], "run/test, run/train not read as splits"),
+        (["valley/{}.mp4", "trainer/{}.mp4"], ""),
+    ],
+)
+def test_folders_that_only_look_like_splits_are_reported(tmp_path, capsys, names, warned):
+    touch(tmp_path, *(name.format(number) for name in names for number in range(4)))
+    assert load_dataset(DataConfig(root=tmp_path)).split == "by group, seed 0"
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "splits" in line]
+    assert len(warnings) == bool(warned) and all(warned in line for line in warnings)
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    touch(tmp_path, *(f"{split}/a/{split}{n}.mp4" for split in ("train", "test", "eval") for n in range(3)))
+    with pytest.raises(KinemaError, match="eval, test, train name a split twice"):
+        load_dataset(DataConfig(root=tmp_path))
+
+
+def test_backslashes_in_a_csv_are_read(tmp_path):
+    touch(tmp_path / "videos", *(f"walk/take{number}.mp4" for number in range(4)), "walk\\literal.mp4")
+    rows = [(f"walk\\take{number}.mp4", "walk") for number in range(4)] + [("walk\\literal.mp4", "walk")]
+    lists = write_csv(tmp_path / "list.csv", ("path", "label"), *rows)
+    clips = load_dataset(DataConfig(root=tmp_path / "videos", lists=lists)).clips
+    assert [clip.id for clip in clips] == [*(f"walk/take{n}.mp4" for n in range(4)), "walk\\literal.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".ogv", ".vob", ".asf", ".mxf", ".m2v", ".h264", ".264", ".hevc", ".m2ts"])
+def test_extensions_of_videos_are_those_that_open(tmp_path, suffix):
+    codecs = {".gif": "gif", ".ogv": "libvpx", ".vob": "mpeg2video", ".asf": "mpeg4", ".mxf": "mpeg2video"}
+    codecs |= {".m2v": "mpeg2video", ".hevc": "libx265"}
+    form = {".264": "h264", ".m2v": "mpeg2video", ".m2ts": "mpegts"}.get(suffix, suffix[1:])
+    path = tmp_path / f"a/clip{suffix}"
+    path.parent.mkdir()
+    codec = codecs.get(suffix, "libx264")
+    with av.open(path, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 96, 192, "rgb8" if codec == "gif" else "yuv420p"
+        for number in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(paint(number), format="rgb24")))
+        container.mux(stream.encode())
+    assert [clip.path for clip in read_folder(tmp_path)] == [path]
+    assert len(read_timestamps(path).times_N) >= 7
+
+
+def test_a_kinetics_list_names_the_script(tmp_path):
+    touch(tmp_path, "x.mp4")
+    lists = write_csv(tmp_path / "k.csv", ("label", "youtube_id", "time_start", "time_end", "split"))
+    with pytest.raises(KinemaError, match=r"scripts/kinetics_csv\.py"):
+        load_dataset(DataConfig(root=tmp_path, lists=lists))
+
+
+def test_kinetics_lists_are_converted(tmp_path):
     touch(tmp_path / "videos", *(f"id{n}_000010_000020.mp4" for n in range(6)), "whole.mp4")
     rows = [("label", "youtube_id", "time_start", "time_end", "split")]
     rows += [("run", f"id{n}", "10", "20", "train" if n < 4 else "validate") for n in range(6)]
     rows += [("run", "whole", "5", "15", "train"), ("run", "gone", "0", "10", "train"), ("", "id0", "0", "10", "test")]
-    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=write_csv(tmp_path / "k.csv", *rows)))
-    told = capsys.readouterr().out
-    assert "1 rows have no file" in told and "1 rows have no label" in told
+    source, lists = write_csv(tmp_path / "k.csv", *rows), tmp_path / "list.csv"
+    command = [sys.executable, REPOSITORY / "scripts/kinetics_csv.py", source, tmp_path / "videos", lists]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "7 clips, 1 without a file, 1 without a label" in done.stdout
+    dataset = load_dataset(DataConfig(root=tmp_path / "videos", lists=lists))
     assert len(dataset.of("test")) == 2 and len(dataset.clips) == 7
     [whole] = [clip for clip in dataset.clips if clip.group == "whole"]
     assert (whole.id, whole.start, whole.end) == ("whole.mp4@5.0-15.0", 5.0, 15.0)

@@ -1,0 +1,43 @@
+"""Stacking: the weight of each path of a head, found on validation clips."""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from pipeline.models.heads import Head
+from pipeline.runs.dataset import ClipSet
+
+PRIOR = 1.0
+"""Strength of the pull towards equal weights, in clips."""
+
+
+@torch.no_grad()
+def path_logs(head: Head, clips: ClipSet) -> torch.Tensor:
+    """Return the log-probabilities of each path, float32 [P,N,C]."""
+    batches = zip(clips.frames_NTK.split(1024), clips.lengths_N.split(1024), strict=True)
+    return torch.cat([head.logits(frames, lengths).log_softmax(-1) for frames, lengths in batches], 1)
+
+
+def stack(logs_PNC: torch.Tensor, labels_N: torch.Tensor, prior: float = PRIOR) -> torch.Tensor:
+    """Find non-negative weights of the paths for the greatest likelihood of clips that they were not trained on.
+
+    The sum of weighted log-probabilities is a product of experts (Hinton, 2002): a path that knows nothing gets the
+    weight 0, and an overconfident one less than 1. The problem is convex. A Gaussian prior around equal weights decides
+    where clips are few.
+
+    Returns:
+        float32 [P].
+    """
+    start = torch.full((len(logs_PNC),), 1 / len(logs_PNC))
+    roots = start.sqrt().requires_grad_()
+    optimizer = torch.optim.LBFGS([roots], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        weights = roots.square()
+        loss = cross_entropy((logs_PNC * weights[:, None, None]).sum(0), labels_N, reduction="sum")
+        loss = (loss + prior * (weights - start).square().sum()) / len(labels_N)
+        loss.backward()
+        return loss
+
+    optimizer.step(loss)
+    return roots.detach().square()

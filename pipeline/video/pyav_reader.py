@@ -1,0 +1,216 @@
+"""Frames with PyAV: start at the keyframe before, recognise every packet in the packet table, believe no damage."""
+
+import bisect
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import av
+import numpy as np
+from av.bitstream import BitStreamFilterContext
+
+from pipeline.video.bitstream import is_disposable
+from pipeline.video.picture import Converter
+from pipeline.video.timestamps import Packet, VideoTable, open_video
+
+BY_BYTE = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v")
+"""Containers without an index, in which one seeks to a position in bytes."""
+
+ONE_TO_ONE = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
+"""Codecs that give a frame for each packet, so that one that does not come tells of damage."""
+
+
+def read_pyav(
+    path: Path, table: VideoTable, indices: np.ndarray, max_pixels: int = 7680 * 4320
+) -> dict[int, np.ndarray]:
+    """Decode the frames that can be believed.
+
+    A frame is identified by the packet that it was made from; where the container has no presentation times, by the
+    packet that made the decoder return it: from its first frames on, a decoder returns at most one for each packet.
+    After damage nothing is believed up to the next keyframe. Frames of another size than the first are scaled to it.
+
+    Returns:
+        uint8 [H,W,3] by frame index, ascending.
+
+    Raises:
+        DecodeError: the file cannot be opened.
+    """
+    found: dict[int, np.ndarray] = {}
+    wanted = deque(index for index in dict.fromkeys(indices.tolist()) if index < table.present)
+    convert = Converter()
+    with _Stream(path, table, max_pixels) as stream:
+        while wanted:
+            first = wanted[0]
+            for start in stream.starts(first):
+                for index, frame in stream.frames_from(start, set(wanted)):
+                    if index > first and first not in found:
+                        break  # It cannot be decoded from here.
+                    while wanted and wanted[0] < index:
+                        wanted.popleft()
+                    if wanted and wanted[0] == index:
+                        found[wanted.popleft()] = convert(frame)
+                    if not wanted or (first in found and stream.should_jump(wanted[0])):
+                        break
+                if first in found or stream.damaged:
+                    break
+            while wanted and (wanted[0] == first or (stream.damaged and not stream.should_jump(wanted[0]))):
+                wanted.popleft()  # Lost.
+    return found
+
+
+class _Stream:
+    """A video stream that is decoded from any keyframe on."""
+
+    def __init__(self, path: Path, table: VideoTable, max_pixels: int):
+        self.path, self.table, self.max_pixels = path, table, max_pixels
+        self.files = ExitStack()
+        self.index_of = {row: index for index, row in enumerate(table.rows_N.tolist())}
+        keys = (row for row, p in enumerate(table.packets) if row and p.key and not p.corrupt and not p.hidden)
+        self.keys = [0, *keys]
+        self.delay = 0
+        self.sent = 0  # The row after the latest that went into the decoder.
+        self.damaged = False  # Whether the latest run ended at damage.
+
+    def __enter__(self) -> "_Stream":
+        self._open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.files.close()
+
+    def _open(self) -> None:
+        self.files.close()
+        self.container, self.stream = self.files.enter_context(open_video(self.path))
+        codec = self.codec = self.stream.codec_context
+        self.delay = codec.reorder_depth
+        codec.options = {"err_detect": "explode", "max_pixels": str(self.max_pixels)}
+        codec.thread_count = 1
+        # So that every packet holds one frame, and an unwanted one can be left out.
+        self.unpack = BitStreamFilterContext("mpeg4_unpack_bframes", self.stream) if self.table.packed else None
+        self.fresh = True
+
+    def starts(self, index: int) -> Iterator[int]:
+        """Yield rows of keyframes from which the frame may be decodable: the nearest, the one before, the first."""
+        packets, row = self.table.packets, int(self.table.rows_N[index])
+        at = bisect.bisect_right(self.keys, row) - 1
+        while at and not self.table.counted and (packets[self.keys[at]].tick or 0) > packets[row].tick:
+            at -= 1  # The frame is shown before this keyframe, so it may be built on the one before.
+        yield from dict.fromkeys([self.keys[at], self.keys[max(at - 1, 0)], 0])
+
+    def should_jump(self, index: int) -> bool:
+        """Whether a keyframe lies between what was sent and the wanted frame."""
+        return next(self.starts(index)) >= self.sent
+
+    def frames_from(self, start: int, asked: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (index, frame) in order of presentation from a keyframe up to damage or the end.
+
+        Of the frames that are not asked for, some may be left out.
+        """
+        table, late = self.table, set()  # Frames that were sent and have not come yet.
+        self.damaged, self.sent, begun = False, start, False
+        # After a start amid the stream, FFmpeg returns no frame of H.264 before it has all that the frame is built on.
+        whole = start == 0 or table.codec == "h264"
+        for row, packet in zip(itertools.count(start), self._packets_from(start)):
+            known = table.packets[row] if row < len(table.packets) else None
+            if known and not self._is(packet, known) or bool(known) != bool(packet.size):
+                return
+            self.sent = row + 1
+            if self.unpack and known:
+                packet = self.unpack.filter(packet)[0]
+            index = self._index(row)
+            if index not in asked and self._may_skip(packet):
+                continue
+            if index >= 0:
+                late.add(index)
+            packet.pts = row  # The decoder hands it on to the frame.
+            try:
+                frames = self.codec.decode(packet)
+            except av.FFmpegError:
+                frames = None
+            damaged = frames is None or (known and known.corrupt) or any(frame.is_corrupt for frame in frames)
+            shown = [index + n if table.counted else self._index(frame.pts) for n, frame in enumerate(frames or ())]
+            late -= set(shown)
+            if begun and known and table.codec in ONE_TO_ONE:
+                damaged = damaged or (len(shown) != 1 and index >= 0 if table.counted else self._lost(late, shown))
+            if damaged:
+                self.damaged = begun or start == 0
+                if not self.damaged:
+                    self.keys.remove(start)
+                return
+            for index, frame in zip(shown, frames, strict=True):
+                whole = whole or bool(frame.key_frame)
+                if not whole and index >= self._index(start):
+                    self.keys.remove(start)  # No keyframe, whatever the container calls it.
+                    return
+                if whole and index >= 0:
+                    if not begun:  # Leading frames of an open GOP never come.
+                        begun, late = True, {n for n in late if n > index}
+                    yield index, frame
+
+    def _may_skip(self, packet: av.Packet) -> bool:
+        """Whether an unwanted packet need not be decoded. H.264 without presentation times needs all for its order."""
+        table = self.table
+        exact = packet.size and not table.paired and not (table.counted and table.codec == "h264")
+        return exact and is_disposable(table.codec, self.codec.extradata, packet)
+
+    @staticmethod
+    def _lost(late: set[int], shown: list[int]) -> bool:
+        """Whether frames came after one that was sent and has not come."""
+        return bool(late and shown) and min(late) < max(shown)
+
+    def _index(self, row: int) -> int:
+        """Return the index of the frame of a packet, or of the one that it makes the decoder return; negative: none."""
+        if not self.table.counted:
+            return self.index_of.get(row, -1)
+        # Frames at the end of the stream come without a packet.
+        return self.index_of.get(row, len(self.index_of) if row == len(self.table.packets) else -1) - self.delay
+
+    def _packets_from(self, start: int) -> Iterator[av.Packet]:
+        """Yield the packets from a row on, and nothing if the container does not find it."""
+        if start == 0 and not self.fresh:
+            self._open()
+        if (
+            start and self.fresh
+        ):  # The first packet may hold headers that are not repeated, by which others are decoded.
+            with suppress(av.FFmpegError, StopIteration):
+                next(self.container.demux(self.stream)).decode()
+        if start and not self._seek(start):
+            return
+        self.fresh, target = False, self.table.packets[start]
+        with suppress(av.FFmpegError):
+            for packet in self.container.demux(self.stream):
+                if not packet.size and packet.dts is not None:
+                    continue
+                if target and not self._is(packet, target):
+                    if not packet.size or (packet.is_keyframe and (packet.dts or 0) > (target.dts or 0)):
+                        return  # Beyond it.
+                    continue
+                target = None
+                yield packet
+
+    def _is(self, packet: av.Packet, known: Packet) -> bool:
+        """Whether it is that packet of the table. In streams without an index, decoding times depend on where reading
+        began, and so does which packets have a position."""
+        if (packet.size, packet.is_keyframe) != (known.size, known.key):
+            return False
+        if self.table.container in BY_BYTE:
+            return packet.pos == known.pos or packet.pos is None or known.pos is None
+        return (packet.pos, packet.dts) == (known.pos, known.dts)
+
+    def _seek(self, start: int) -> bool:
+        packet = self.table.packets[start]
+        try:
+            if self.table.container in BY_BYTE:
+                before = reversed(self.table.packets[: start + 1])
+                pos = next((packet.pos for packet in before if packet.pos is not None), 0)
+                self.container.seek(pos, stream=self.stream, unsupported_byte_offset=True)
+            else:
+                self.container.seek(packet.tick or 0 if packet.dts is None else packet.dts, stream=self.stream)
+        except av.FFmpegError:
+            return False
+        self.codec.flush_buffers()
+        if self.unpack:
+            self.unpack.flush()
+        return True
