@@ -1,12 +1,14 @@
-"""Generate a small UCF101-style set of real video files in which only the order of the frames tells some classes apart.
+"""Generate a small UCF101-style set of real video files whose classes differ only in the order of their frames.
 
     python scripts/make_demo_data.py data/demo
-    python scripts/make_demo_data.py data/movements --movements
+    python scripts/make_demo_data.py data/movements --pairs movements
+    python scripts/make_demo_data.py data/cycles --pairs cycles --frames 90 --period 22 90
 
-The eight classes are four pairs: Appear/Vanish, Grow/Shrink, Open/Close, Sharpen/Blur; or, as movements, Right/Left,
-Down/Up, Grow/Shrink, Clockwise/Counterclockwise, of which features that forget where things are can tell less. Both
-classes of a pair hold the same frames, in opposite order, so whatever averages the frames cannot pass one half. Every
-group has an object, a place and colours of its own. Files are MPEG-4 AVI, H.264 MP4 and VP9 WebM; some are portrait,
+Classes come in pairs. Both classes of a pair hold the same frames in opposite order, so the average frame cannot tell
+them apart. Changes (Grow/Shrink) and movements (Right/Left) go one way, so a linear layer on averages of segments can.
+Cycles (four lamps lit one after the other, from any phase) come round again, so it cannot; the LSTM can.
+
+Every group has its own object, background and colours. Files are MPEG-4 AVI, H.264 MP4 and VP9 WebM; some are portrait,
 some have a variable frame rate.
 """
 
@@ -23,20 +25,21 @@ from tqdm import tqdm
 
 CHANGES = [("Appear", "Vanish"), ("Grow", "Shrink"), ("Open", "Close"), ("Sharpen", "Blur")]
 MOVEMENTS = [("Right", "Left"), ("Down", "Up"), ("Grow", "Shrink"), ("Clockwise", "Counterclockwise")]
-# High quality throughout: where it rises or falls along a clip, even the average frame betrays the direction. x264's
-# mbtree would make other files each time.
+CYCLES = [("LampsClockwise", "LampsCounterclockwise")]
+PAIRS = {"demo": [*CHANGES, *CYCLES], "changes": CHANGES, "movements": MOVEMENTS, "cycles": CYCLES}
+# High quality throughout: if it rose or fell along a clip, even the average frame would tell the direction. With mbtree
+# x264's files differ from run to run.
 CODECS = [
     ("avi", "mpeg4", {"bf": "2", "qmin": "1", "qmax": "2", "b": "8M"}),
     ("mp4", "libx264", {"preset": "veryfast", "crf": "12", "threads": "1", "x264-params": "mbtree=0"}),
     ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "4M", "threads": "1"}),
 ]
-FRAMES = 24
 RATE = 12
 Renderer = Callable[[float, np.random.Generator], Image.Image]
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int], grain: int, hue: float) -> Image.Image:
-    """A random pattern of blobs and stripes in shades of a hue (0 to 1); `grain` is the number of blobs across."""
+    """Return random blobs and stripes in shades of a hue (0 to 1); `grain` is the number of blobs across."""
     blobs = Image.fromarray(rng.integers(0, 256, (grain, grain), dtype=np.uint8)).resize(size, Image.BICUBIC)
     stripes = np.sin(np.linspace(0, rng.uniform(20, 120), size[0])) * rng.uniform(20, 60)
     value = (np.asarray(blobs, np.float32) * 0.7 + stripes + 60).clip(20, 255)
@@ -47,7 +50,7 @@ def texture(rng: np.random.Generator, size: tuple[int, int], grain: int, hue: fl
 
 
 def outline(rng: np.random.Generator) -> np.ndarray:
-    """A random star-shaped polygon around the origin with radius about one, float [K,2]."""
+    """Return a random star-shaped polygon around the origin with radius about one, float [K,2]."""
     corners = rng.integers(3, 12)
     angles = np.sort(rng.uniform(0, 2 * np.pi, corners * 2))
     radii = rng.uniform(0.5, 1.0, corners * 2)
@@ -55,13 +58,13 @@ def outline(rng: np.random.Generator) -> np.ndarray:
 
 
 class Scene:
-    """One group: its place, its object and its curtain."""
+    """One group: its background, its object and its curtain."""
 
     def __init__(self, group: int, seed: int):
         rng = np.random.default_rng([seed, group])
         self.size = (120, 160) if group % 4 == 0 else (160, 120)
-        hue = rng.uniform()  # Object and curtain are of other hues, so that they can be told from the place.
-        self.place = texture(rng, self.size, int(rng.integers(6, 30)), hue)
+        hue = rng.uniform()  # Object and curtain have other hues, so that they stand out.
+        self.background = texture(rng, self.size, int(rng.integers(6, 30)), hue)
         self.skin = texture(rng, self.size, int(rng.integers(2, 20)), hue + rng.uniform(0.3, 0.5))
         self.curtain = texture(rng, self.size, int(rng.integers(2, 6)), hue - rng.uniform(0.15, 0.3))
         self.outline = outline(rng)
@@ -69,15 +72,25 @@ class Scene:
     def with_object(
         self, centre: np.ndarray, radius: float, opacity: float = 1, angle: float = 0, stretch: float = 1
     ) -> Image.Image:
-        """The object in its place, clockwise by `angle`; `stretch` makes it longer than broad."""
+        """Draw the object, turned clockwise by `angle`; `stretch` makes it longer than wide."""
         mask = Image.new("L", self.size)
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         corners = centre + self.outline * (radius, radius / stretch) @ turn
         ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners], fill=round(255 * opacity))
-        return Image.composite(self.skin, self.place, mask)
+        return Image.composite(self.skin, self.background, mask)
+
+    def with_lamps(self, centre: np.ndarray, radius: float, lit: int) -> Image.Image:
+        """Draw four lamps in a ring, one of them lit."""
+        picture = self.background.copy()
+        draw = ImageDraw.Draw(picture)
+        for lamp, (x, y) in enumerate(((0, -1), (1, 0), (0, 1), (-1, 0))):
+            at = centre + np.array([x, y]) * radius
+            size = 0.45 * radius
+            draw.ellipse([*(at - size), *(at + size)], fill="white" if lamp == lit else "black")
+        return picture
 
     def frame(self, action: str, progress: float, centre: np.ndarray, radius: float) -> Image.Image:
-        """The picture at `progress` from 0 to 1 of an action that is the first of its pair."""
+        """Draw the first action of a pair at `progress`: 0 to 1, or turns of a cycle."""
         width, height = self.size
         match action:
             case "Appear":
@@ -98,33 +111,34 @@ class Scene:
                 return self.with_object(centre + (0, (progress - 0.5) * 0.5 * height), 0.6 * radius)
             case "Clockwise":
                 return self.with_object(centre, radius, angle=progress * 0.75 * np.pi, stretch=2.5)
+            case "LampsClockwise":
+                return self.with_lamps(centre, radius, lit=int(4 * progress) % 4)
         raise ValueError(action)
 
 
-def render(scene: Scene, action: str, rng: np.random.Generator) -> list[np.ndarray]:
-    """The frames of one clip, uint8 [H,W,3] each."""
+def render(
+    scene: Scene, action: str, frames: int, period: tuple[int, int], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Return the frames of one clip, uint8 [H,W,3] each; a cycle takes `period` frames, from any phase."""
     width, height = scene.size
     radius = rng.uniform(0.3, 0.42) * min(scene.size)
     centre = np.array([rng.uniform(0.35, 0.65) * width, rng.uniform(0.35, 0.65) * height])
     drift = rng.uniform(-0.08, 0.08, 2) * min(scene.size)
     begin, end = rng.uniform(0.0, 0.25), rng.uniform(0.75, 1.0)
     light = rng.uniform(0.8, 1.2)
-    frames = []
-    for time in np.linspace(0, 1, FRAMES):
-        progress = float(np.clip((time - begin) / (end - begin), 0, 1))
+    cyclic = action == CYCLES[0][0]
+    phase, turns = (rng.uniform(), frames / rng.uniform(*period)) if cyclic else (0, 0)
+    pictures = []
+    for time in np.linspace(0, 1, frames):
+        progress = phase + turns * time if cyclic else float(np.clip((time - begin) / (end - begin), 0, 1))
         picture = scene.frame(action, progress, centre + drift * (time - 0.5), radius)
         noisy = np.asarray(picture, np.float32) * light + rng.normal(0, 4, (height, width, 1))
-        frames.append(noisy.clip(0, 255).astype(np.uint8))
-    return frames
-
-
-def play(frames: list[np.ndarray]) -> list[np.ndarray]:
-    """Shows the last frame twice: frame plans leave out a file's last frame, and so see the same frames both ways."""
-    return [*frames, frames[-1]]
+        pictures.append(noisy.clip(0, 255).astype(np.uint8))
+    return pictures
 
 
 def encode(path: Path, codec: str, options: dict[str, str], frames: list[np.ndarray], gaps: np.ndarray) -> None:
-    """Writes a video; `gaps` holds the ticks (of 1/RATE s) that each frame is shown."""
+    """Write a video; `gaps` holds the ticks (of 1/RATE s) that each frame is shown."""
     with av.open(path, "w", options={"fflags": "bitexact"}) as container:
         stream = container.add_stream(codec, rate=RATE, options=options)
         stream.height, stream.width = frames[0].shape[:2]
@@ -136,22 +150,23 @@ def encode(path: Path, codec: str, options: dict[str, str], frames: list[np.ndar
         container.mux(stream.encode())
 
 
-def make_group(videos: Path, pairs: list[tuple[str, str]], group: int, clips: int, seed: int) -> list[str]:
-    """Writes all clips of one group and returns their paths relative to `videos`."""
-    scene = Scene(group, seed)
+def make_group(videos: Path, group: int, args: argparse.Namespace) -> list[str]:
+    """Write all clips of one group and return their paths relative to `videos`."""
+    scene = Scene(group, args.seed)
     names = []
-    for pair, labels in enumerate(pairs):
-        for clip in range(1, clips + 1):
-            rng = np.random.default_rng([seed, group, pair, clip])
-            frames = render(scene, labels[0], rng)
+    for pair, labels in enumerate(PAIRS[args.pairs]):
+        for clip in range(1, args.clips + 1):
+            rng = np.random.default_rng([args.seed, group, pair, clip])
+            frames = render(scene, labels[0], args.frames, args.period, rng)
             suffix, codec, options = CODECS[(group + pair + clip) % len(CODECS)]
             # Every fifth group has a variable frame rate where the container can hold one; AVI cannot.
             uneven = group % 5 == 0 and suffix != "avi"
-            gaps = rng.integers(1, 4, FRAMES + 1) if uneven else np.ones(FRAMES + 1, np.int64)
-            for label, ordered in ((labels[0], play(frames)), (labels[1], play(frames[::-1]))):
+            gaps = rng.integers(1, 4, args.frames + 1) if uneven else np.ones(args.frames + 1, np.int64)
+            for label, ordered in ((labels[0], frames), (labels[1], frames[::-1])):
                 name = f"{label}/v_{label}_g{group:02d}_c{clip:02d}.{suffix}"
                 (videos / label).mkdir(parents=True, exist_ok=True)
-                encode(videos / name, codec, options, ordered, gaps)
+                # The last frame is written twice, because a file's last frame is never sampled.
+                encode(videos / name, codec, options, [*ordered, ordered[-1]], gaps)
                 names.append(name)
     return names
 
@@ -159,19 +174,20 @@ def make_group(videos: Path, pairs: list[tuple[str, str]], group: int, clips: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="gets videos/ and splits/")
-    parser.add_argument("--groups", type=int, default=24, help="scenes; a third of them is the test")
+    parser.add_argument("--pairs", choices=PAIRS, default="demo")
+    parser.add_argument("--groups", type=int, default=24, help="scenes; a third of them is the test split")
     parser.add_argument("--clips", type=int, default=3, help="clips per class and group")
+    parser.add_argument("--frames", type=int, default=24, help="frames per clip")
+    parser.add_argument("--period", type=float, nargs=2, default=(12, 20), help="frames per cycle, from and to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--movements", action="store_true", help="movements instead of changes")
     args = parser.parse_args()
 
     videos, splits = args.folder / "videos", args.folder / "splits"
-    pairs = MOVEMENTS if args.movements else CHANGES
-    jobs = (joblib.delayed(make_group)(videos, pairs, g, args.clips, args.seed) for g in range(1, args.groups + 1))
+    jobs = (joblib.delayed(make_group)(videos, group, args) for group in range(1, args.groups + 1))
     made = joblib.Parallel(n_jobs=-1, return_as="generator")(jobs)
     names = [name for group in tqdm(made, "demo data", args.groups, disable=None, unit=" groups") for name in group]
 
-    classes = sorted(label for pair in pairs for label in pair)
+    classes = sorted(label for pair in PAIRS[args.pairs] for label in pair)
     splits.mkdir(parents=True, exist_ok=True)
     (splits / "classInd.txt").write_text("".join(f"{n} {label}\n" for n, label in enumerate(classes, 1)))
     for split in (1, 2, 3):

@@ -124,7 +124,11 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with videos/ and splits/: the generated set, 6 groups with a clip a class."""
     folder = tmp_path_factory.mktemp("small")
     script = REPOSITORY / "scripts" / "make_demo_data.py"
-    subprocess.run([sys.executable, script, folder, "--groups", "6", "--clips", "1"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, script, folder, "--pairs", "changes", "--groups", "6", "--clips", "1"],
+        check=True,
+        capture_output=True,
+    )
     return folder
 
 

@@ -34,7 +34,11 @@ def test_splits_are_those_of_all_settings(tmp_path):
 
 def test_the_demo_is_the_same_each_time(small_set, tmp_path):
     script = REPOSITORY / "scripts" / "make_demo_data.py"
-    subprocess.run([sys.executable, script, tmp_path, "--groups", "3", "--clips", "1"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, script, tmp_path, "--pairs", "changes", "--groups", "3", "--clips", "1"],
+        check=True,
+        capture_output=True,
+    )
     videos = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("videos/*/*"))
     assert {video.suffix for video in videos} == {".avi", ".mp4", ".webm"}
     assert filecmp.cmpfiles(tmp_path, small_set, videos, shallow=False) == (videos, [], [])

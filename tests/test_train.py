@@ -8,10 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file
+
+from pipeline.features.store import FeatureStore
+from pipeline.runs.bundle import Bundle
 
 from conftest import REPOSITORY, kinema
 
@@ -24,17 +28,17 @@ def start(*arguments):
 
 
 def kill_when(process, condition, patience=120):
-    """Kills the process and all its children at the first moment when `condition` holds."""
+    """Kill the process and all its children as soon as `condition` holds."""
     deadline = time.monotonic() + patience
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, "ended or stuck before it could be killed"
+        assert process.poll() is None and time.monotonic() < deadline, "ended or hangs"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def entries(store: Path):
-    """Every entry's numbers, bit by bit, and metadata, by file name."""
+    """Return the bytes and the metadata of every entry by file name."""
     found = {}
     for path in store.glob("*/??/*.safetensors"):
         with safetensors.safe_open(path, framework="np") as file:
@@ -67,28 +71,41 @@ def test_killed_extraction_goes_on_where_it_was(small_set, settings_of_small_set
     assert entries(tmp_path / "store") == entries(small_set / "features")
 
 
-def test_training_is_deterministic_and_survives_kills(small_set, settings_of_small_set, trained, tmp_path):
+def test_training_is_deterministic_and_survives_a_kill(settings_of_small_set, trained, tmp_path):
     settings = [*settings_of_small_set, "--train.epochs", 12, "--runs", tmp_path]
     killed = tmp_path / "small"
-    for name in ("bilstm", "bilstm-refit"):
-        checkpoint = killed / f"checkpoint-{name}.safetensors"
-        kill_when(start("train", *settings, "--run", "small"), checkpoint.exists)
-        assert not (killed / "model.safetensors").exists()
+    kill_when(start("train", *settings, "--run", "small"), (killed / "clips.csv").exists)
+    assert not (killed / "model.safetensors").exists()
     kinema("train", *settings, "--run", "small")
     assert same_model(killed, trained)
-    histories = [json.loads((run / "history.json").read_text()) for run in (killed, trained)]
-    for kind in ("bilstm", "mean"):
-        one, other = ([record["loss"] for record in history[kind]] for history in histories)
-        assert one == other and len(one) > 1
+    one, other = (json.loads((run / "history.json").read_text()) for run in (killed, trained))
+    for stage in ("bilstm", "bilstm-refit"):
+        losses = [record["loss"] for record in one[stage]]
+        assert losses == [record["loss"] for record in other[stage]] and len(losses) == 12
     kinema("train", *settings, "--run", "other", "--train.seed", 1)
     assert not same_model(tmp_path / "other", trained)
+
+
+def test_refit_trains_on_train_and_val(small_set, settings_of_small_set, trained, tmp_path):
+    bundle = Bundle(trained)
+    history = bundle.history()
+    assert "val_loss" in history["bilstm"][-1] and "val_loss" not in history["bilstm-refit"][-1]
+    kinema("train", *settings_of_small_set, "--runs", tmp_path, "--train.epochs", 12, "--train.refit", "false")
+    config = bundle.config({})
+    store = FeatureStore.last(config)
+    clips = bundle.dataset(config.data.root).clips
+    for run, splits in ((trained, ("train", "val")), (tmp_path / "run", ("train",))):
+        [reduction, *_] = [model.reduction for model in Bundle(run).load_models(config, torch.device("cpu")).values()]
+        features = [store.read(clip).features for clip in clips if clip.split in splits]
+        frames = torch.from_numpy(np.concatenate(features)).float()
+        torch.testing.assert_close(reduction.mean, reduction.norm(frames).mean(0), rtol=1e-3, atol=1e-5)
 
 
 def test_a_run_is_never_overwritten(settings_of_small_set, trained):
     before = (trained / "model.safetensors").read_bytes()
     settings = [*settings_of_small_set, "--run", "small"]
     same, _ = kinema("train", *settings, "--train.epochs", 12)
-    assert "is trained already" in same
+    assert "is already trained" in same
     for name in ("../small", ".."):
         _, error = kinema("train", *settings, "--run", name, code=2)
         assert "a name, not a path" in error

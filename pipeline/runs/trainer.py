@@ -53,7 +53,7 @@ def fit(
             losses, norms = [], []
             for batch in torch.randperm(len(train.labels_N)).split(batch_size):
                 step += 1
-                optimizer.param_groups[0]["lr"] = config.learning_rate * schedule(step / steps, config.warmup)
+                optimizer.param_groups[0]["lr"] = config.learning_rate * schedule(step / (steps + 1), config.warmup)
                 logits = head.logits(train.frames_NTK[batch].to(device), train.lengths_N[batch])
                 loss = path_losses(logits, train.labels_N[batch].to(device), prior_C, config.label_smoothing).sum()
                 optimizer.zero_grad()
