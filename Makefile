@@ -53,20 +53,18 @@ evaluate: setup ## Measure RUN on its test split
 predict: setup ## Name the action in VIDEO with RUN
 	$(BIN)/kinema predict "$(BUNDLE)" $(VIDEO) $(ARGS)
 
-# Each test process computes on one thread: with more, they wait for each other. Some tests only wait, so there is one
-# process more than two cores. What engines.py measures so is not for daily use, so the memory of it is apart.
+# One thread per test process: with more, they wait for each other. Some tests only wait, so there are three processes.
 test: setup ## Run the tests
-	OMP_NUM_THREADS=1 XDG_CACHE_HOME="$(CURDIR)/.pytest_cache/home" $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: setup ## Check style
+lint: setup ## Check style and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-bench: demo ## Measure this machine, in eight minutes to half an hour: tables and rates go to OUT
+bench: demo ## Measure the speed of this machine: tables and rates go to OUT
 	$(BIN)/python scripts/bench/extraction.py --out $(OUT)/extraction $(ARGS)
-	$(BIN)/python scripts/bench/heads.py --out $(OUT)/heads
-	$(BIN)/python scripts/bench/loading.py --out $(OUT)/loading
+	$(BIN)/python scripts/bench/training.py --out $(OUT)/training
 	$(BIN)/python scripts/bench/latency.py --run data/runs/demo --video data/demo/videos/Grow/v_Grow_g01_c01.* --out $(OUT)/latency
 	$(BIN)/python scripts/bench/scale.py --clips $(CLIPS) --work $(OUT)/work --out $(OUT)/scale
 

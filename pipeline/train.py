@@ -17,10 +17,10 @@ from pipeline.base.progress import progress
 from pipeline.base.settings import to_yaml, yaml_differences
 from pipeline.config import Config
 from pipeline.data.clip import Clip
-from pipeline.data.splits import Dataset, load_dataset
+from pipeline.data.splits import load_dataset
 from pipeline.features.entry import Header
 from pipeline.features.store import FeatureStore
-from pipeline.models.classifier import Classifier, baselines
+from pipeline.models.classifier import Classifier
 from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
 from pipeline.runs.bundle import Bundle
@@ -31,15 +31,11 @@ from pipeline.runs.trainer import fit
 
 ENVIRONMENT = ("runs", "store", "device", "tracking", "decode", "max_missing")
 """Settings that do not change the result."""
+REMEDY = "give this run another name with --run, or delete that folder"
 
 
 def train(config: Config, run: str) -> None:
-    """Train on the stored features and write the bundle `<runs>/<run>`.
-
-    Raises:
-        ConfigError: the bundle exists with other settings or clips, or its name is a path.
-        KinemaError: features are missing, or the data cannot be used.
-    """
+    """Train on the stored features and write the bundle `<runs>/<run>`."""
     bundle = _open_bundle(config, run)
     device = resolve_device(config.device)
     dataset = load_dataset(config.data)
@@ -53,10 +49,7 @@ def train(config: Config, run: str) -> None:
         print(f"{bundle.folder} is already trained with these settings and clips.")
         return
     if trained_on not in (None, identity):
-        raise ConfigError(
-            f"{bundle.folder} was trained on other clips or features; "
-            "give this run another name with --run, or delete that folder"
-        )
+        raise ConfigError(f"{bundle.folder} was trained on other clips or features; {REMEDY}")
     for split in ("train", "val", "test"):
         clips = dataset.of(split)
         print(f"{split}: {len(clips)} clips in {len({clip.group for clip in clips})} groups")
@@ -64,7 +57,8 @@ def train(config: Config, run: str) -> None:
     bundle.begin(config, dataset, found["train"] | found["val"], store.backbone_file)
     with Tracker(config, bundle.folder, "train") as tracker:
         began = time.monotonic()
-        classifiers, history = _train(config, store, dataset, found, device, tracker)
+        clips = [*found["train"], *found["val"]]
+        classifiers, history = _train(config, store, clips, dataset.classes, device, tracker)
         metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)}
         bundle.save_models(classifiers, history, metadata)
         tracker.summary({"seconds/train": time.monotonic() - began})
@@ -72,57 +66,44 @@ def train(config: Config, run: str) -> None:
 
 
 def _train(
-    config: Config,
-    store: FeatureStore,
-    dataset: Dataset,
-    found: dict[str, dict[Clip, Header]],
-    device: torch.device,
-    tracker: Tracker,
+    config: Config, store: FeatureStore, clips: list[Clip], classes: list[str], device: torch.device, tracker: Tracker
 ) -> tuple[dict[str, Classifier], dict[str, list[dict[str, float]]]]:
     """Train on the training clips, find the weights of the paths on the validation clips, refit on both.
 
-    Returns:
-        The classifier and its baselines by kind, and the records of the epochs by stage.
+    Return the classifier and its baselines by kind, and the records of the epochs by stage.
     """
     kind, history = config.head.kind, {}
-    clips = [*found["train"], *found["val"]]
     is_train_N = torch.tensor([clip.split == "train" for clip in clips])
 
-    def fit_on(mask_N: torch.Tensor, stage: str) -> tuple[Reduction, ClipSet, Head]:
-        chosen = [clip for clip, is_chosen in zip(clips, mask_N.tolist(), strict=True) if is_chosen]
-        reduction = fit_reduction(config, store, chosen)
-        loaded = load_clips(store, clips, dataset.classes, reduction)
+    def fit_on(mask_N: torch.Tensor, stage: str) -> tuple[Reduction, ClipSet, dict[str, Head]]:
+        reduction = fit_reduction(config, store, [clips[n] for n in mask_N.nonzero().flatten().tolist()])
+        loaded = load_clips(store, clips, classes, reduction)
+        history[stage] = []
         with progress(f"train {stage}", config.train.epochs, "epochs") as bar:
 
             def on_epoch(record: dict[str, float]) -> None:
+                history[stage].append(record)
                 shown = (f"{key} {record[key]:.3f}" for key in ("loss", "val_loss", "val_top1") if key in record)
                 bar.set_postfix_str(", ".join(shown), refresh=False)
                 bar.update()
                 tracker.log_epoch(stage, record)
 
-            head, history[stage] = fit(config.head, config.train, loaded, mask_N, device, on_epoch)
-        return reduction, loaded, head
+            head = fit(config.head, config.train, loaded, mask_N, device, on_epoch)
+        return reduction, loaded, {kind: head, **head.baselines()}
 
-    def heads_of(head: Head, reduction: Reduction) -> dict[str, Head]:
-        return {kind: head, **baselines(head, reduction.basis.shape[1], len(dataset.classes), config.head)}
-
-    reduction, loaded, head = fit_on(is_train_N, kind)
+    reduction, loaded, heads = fit_on(is_train_N, kind)
     val = loaded.where(~is_train_N)
-    weights = {name: stack(path_logs(part, val), val.labels_N) for name, part in heads_of(head, reduction).items()}
+    weights = {name: stack(path_logs(head, val), val.labels_N) for name, head in heads.items()}
     print(f"{kind}: validation top-1 {history[kind][-1]['val_top1']:.3f}, loss {history[kind][-1]['val_loss']:.3f}")
-    if len(head.paths) > 1:
-        shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(head.paths, weights[kind], strict=True))
+    if len(weights[kind]) > 1:
+        shown = ", ".join(f"{name} {w:.2f}" for name, w in zip(heads[kind].paths, weights[kind], strict=True))
         print(f"{kind}: weights of the paths: {shown}")
     if config.train.refit:
-        del loaded
-        reduction, _, head = fit_on(torch.ones_like(is_train_N), f"{kind}-refit")
+        reduction, _, heads = fit_on(torch.ones_like(is_train_N), f"{kind}-refit")
         print(f"Refit on train + val ({len(clips)} clips).")
-    classifiers = {}
-    for name, part in heads_of(head, reduction).items():
-        part.weights.copy_(weights[name])
-        classifiers[name] = Classifier(*reduction.basis.shape, len(dataset.classes), config.head)
-        classifiers[name].reduction, classifiers[name].head = reduction, part
-    return classifiers, history
+    for name, head in heads.items():
+        head.weights.copy_(weights[name])
+    return {name: Classifier(reduction, head) for name, head in heads.items()}, history
 
 
 def _open_bundle(config: Config, run: str) -> Bundle:
@@ -132,10 +113,7 @@ def _open_bundle(config: Config, run: str) -> Bundle:
     if bundle.config_file.exists():
         asked = bundle.config_file.read_text(encoding="utf-8")
         if changed := yaml_differences(asked, to_yaml(config), ignore=ENVIRONMENT):
-            raise ConfigError(
-                f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); "
-                "give this run another name with --run, or delete that folder"
-            )
+            raise ConfigError(f"{bundle.folder} holds a run with other settings ({'; '.join(changed)}); {REMEDY}")
     return bundle
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import HeadConfig
-from pipeline.models.classifier import Classifier, baselines
+from pipeline.models.classifier import Classifier
 from pipeline.models.heads import KINDS, Head
 from pipeline.models.reduction import Reduction, segment_means
 
@@ -15,7 +15,7 @@ SEQUENCE = [kind for kind in KINDS if kind not in ("mean", "pyramid")]
 def make_head(kind, **settings):
     torch.manual_seed(0)
     config = HeadConfig(kind=kind, hidden=8, sequence_components=4, pyramid_levels=3, **settings)
-    head = Head(COMPONENTS, CLASSES, config).eval()
+    head = Head.build(COMPONENTS, CLASSES, config).eval()
     for parameter in head.parameters():  # The pyramid starts at zero.
         torch.nn.init.normal_(parameter, std=0.3)
     return head
@@ -31,8 +31,7 @@ def test_padding_changes_nothing(kind, lengths):
     torch.manual_seed(0)
     clips = [torch.randn(length, WIDTH) for length in lengths]
     padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    model = Classifier(WIDTH, COMPONENTS, CLASSES, HeadConfig(kind=kind))
-    model.reduction, model.head = Reduction(WIDTH, COMPONENTS), make_head(kind)
+    model = Classifier(Reduction(WIDTH, COMPONENTS), make_head(kind))
     model.reduction.basis = torch.randn(WIDTH, COMPONENTS)
     together = model(torch.nn.functional.pad(padded, (0, 0, 0, 3), value=7.0), torch.tensor(lengths))
     for number, clip in enumerate(clips):
@@ -94,7 +93,7 @@ def test_a_head_adds_weighted_log_probabilities():
         for weight, path in zip(head.weights, head.paths.values(), strict=True)
     )
     torch.testing.assert_close(head(frames, lengths), expected)
-    parts = baselines(head, COMPONENTS, CLASSES, HeadConfig(kind="bilstm"))
+    parts = head.baselines()
     assert [*parts] == ["pyramid", "mean"]
     torch.testing.assert_close(parts["mean"].logits(frames, lengths)[0], head.paths["mean"](frames, lengths))
 

@@ -2,6 +2,8 @@ import filecmp
 import subprocess
 import sys
 
+import pytest
+
 from conftest import REPOSITORY
 
 IMPORT = """
@@ -18,18 +20,16 @@ def test_scripts_find_what_they_import():
     subprocess.run([sys.executable, "-c", IMPORT, *scripts], check=True)
 
 
-def test_splits_are_those_of_all_settings(tmp_path):
-    """Not of the config file alone: the list that an argument names has one split."""
-    rows = ["path,label,split"]
-    for number, split in enumerate(("train", "val", "test")):
-        for label in "ab":
-            (tmp_path / f"{label}{number}.mp4").touch()
-            rows.append(f"{label}{number}.mp4,{label},{split}")
-    (tmp_path / "list.csv").write_text("\n".join(rows))
-    command = [sys.executable, REPOSITORY / "scripts" / "splits_and_seeds.py", "--config", "configs/folder.yaml"]
-    command += ["--data.root", tmp_path, "--data.lists", tmp_path / "list.csv"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.stderr.endswith("names its one split: add --splits 1\n") and done.returncode == 1
+def test_accuracy_prints_gains_over_groups(settings_of_small_set, extracted, tmp_path):
+    config = tmp_path / "small.yaml"
+    config.write_text("train:\n  epochs: 5\n")
+    command = [sys.executable, REPOSITORY / "scripts" / "accuracy.py", "--config", config, "--splits", "1", "2"]
+    command += ["--seeds", "0", *settings_of_small_set, "--runs", tmp_path]
+    done = subprocess.run(list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[-3:]]
+    assert [row[2] for row in rows] == ["pyramid", "mean", "majority"] and rows[0][0] == "small, bilstm"
+    row = rows[1]
+    assert float(row[1].split()[0]) - float(row[3].split()[0]) == pytest.approx(float(row[4].split()[0]), abs=0.002)
 
 
 def test_the_demo_is_the_same_each_time(small_set, tmp_path):

@@ -23,7 +23,9 @@ def random_clips(number=40, classes=3):
 
 def train(kind, config, clips, is_train=None, device=CPU, **settings):
     is_train = torch.ones(len(clips.labels_N), dtype=torch.bool) if is_train is None else is_train
-    return fit(HeadConfig(kind=kind, hidden=16, **settings), config, clips, is_train, device, lambda record: None)
+    history = []
+    head = fit(HeadConfig(kind=kind, hidden=16, **settings), config, clips, is_train, device, history.append)
+    return head, history
 
 
 @pytest.mark.parametrize("smoothing", [0, 0.1])
@@ -126,7 +128,7 @@ def test_stacking_finds_the_path_that_knows(kind, paths):
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (300,))
     clips = clips_of(torch.arange(300.0).view(300, 1, 1).expand(-1, -1, 12), labels)
-    head = Head(6, 3, HeadConfig(kind=kind))
+    head = Head.build(6, 3, HeadConfig(kind=kind))
     right = torch.nn.functional.one_hot(labels, 3) * 1.0 + 0.3 * torch.randn(300, 3)
     for name in head.paths:
         head.paths[name] = Known(2 * torch.randn(300, 3))

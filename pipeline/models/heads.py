@@ -135,12 +135,22 @@ KINDS = {
 
 
 class Head(nn.Module):
-    """The paths of one kind, and the weight of each in the sum of their log-probabilities."""
+    """Paths, and the weight of each in the sum of their log-probabilities."""
 
-    def __init__(self, components: int, classes: int, config: HeadConfig):
+    def __init__(self, paths: dict[str, nn.Module]):
         super().__init__()
-        self.paths = nn.ModuleDict({name: PATHS[name](components, classes, config) for name in KINDS[config.kind]})
-        self.register_buffer("weights", torch.full((len(self.paths),), 1 / len(self.paths)))
+        self.paths = nn.ModuleDict(paths)
+        self.register_buffer("weights", torch.full((len(paths),), 1 / len(paths)))
+
+    @classmethod
+    def build(cls, components: int, classes: int, config: HeadConfig) -> "Head":
+        """Create the head of the configured kind."""
+        return cls({name: PATHS[name](components, classes, config) for name in KINDS[config.kind]})
+
+    def baselines(self) -> dict[str, "Head"]:
+        """Return the simpler heads that this one contains, by kind; they share its paths."""
+        kinds = [kind for kind in ("pyramid", "mean") if {*KINDS[kind]} < {*self.paths}]
+        return {kind: Head({name: self.paths[name] for name in KINDS[kind]}) for kind in kinds}
 
     def logits(self, frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Return the logits of each path, [P,N,C]."""

@@ -26,6 +26,8 @@ from pipeline.data.clip import Clip
 from pipeline.data.splits import Dataset
 from pipeline.features.entry import Header
 from pipeline.models.classifier import Classifier
+from pipeline.models.heads import Head
+from pipeline.models.reduction import Reduction
 from pipeline.runs.clip_list import TEXT, ClipList, sha256
 
 FORMAT = "2"
@@ -163,7 +165,8 @@ class Bundle:
                 prefix = f"{kind}."
                 state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
                 head = dataclasses.replace(config.head, kind=kind)
-                classifier = Classifier(*state["reduction.basis"].shape, len(self.classes), head)
+                width, components = state["reduction.basis"].shape
+                classifier = Classifier(Reduction(width, components), Head.build(components, len(self.classes), head))
                 classifier.load_state_dict(state)
                 loaded[kind] = classifier.to(device).eval()
         except (KeyError, ValueError, RuntimeError) as error:

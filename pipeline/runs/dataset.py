@@ -38,18 +38,10 @@ class ClipSet(NamedTuple):
 
 
 def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
-    """Find the clips of a split that have features.
-
-    Clips that failed, or whose file is gone, are left out and counted on the terminal, as partial ones are.
-
-    Args:
-        store: the feature store.
-        dataset: all clips.
-        split: 'train', 'val' or 'test'.
-        max_missing: maximum fraction of the split that may be missing, rounded up.
+    """Find the clips of a split that have features; print how many are missing or partial.
 
     Raises:
-        KinemaError: features were never computed, or too many clips could not be read.
+        KinemaError: features were never computed, or more than the fraction `max_missing` (rounded up) is missing.
     """
     headers = {clip: store.find(clip) for clip in dataset.of(split)}
     absent = [clip for clip, header in headers.items() if not header]
@@ -60,8 +52,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
     if never := [clip for clip in absent if clip not in failures]:
         raise _without_features(store, never)
     if absent:
-        by_class = Counter(clip.label for clip in absent).most_common()
-        counts = ", ".join(f"{label} {count}" for label, count in by_class)
+        counts = ", ".join(f"{label} {count}" for label, count in Counter(clip.label for clip in absent).most_common())
         message = f"{split}: {len(absent)} of {len(headers)} clips could not be read ({counts})"
         if gone:
             message += f"; {len(gone)} no longer exist, such as {gone[0].path}"
@@ -90,11 +81,7 @@ def warn_of_conflicts(found: dict[Clip, Header]) -> None:
 
 
 def fit_reduction(config: Config, store: FeatureStore, clips: list[Clip]) -> Reduction:
-    """Fit the reduction on training clips, at most `FRAMES_TO_REDUCE` frames of clips drawn at random.
-
-    Raises:
-        KinemaError: some features are damaged.
-    """
+    """Fit the reduction on training clips; on a random sample of them if they have more than `FRAMES_TO_REDUCE`."""
     number = max(config.head.pca_components, FRAMES_TO_REDUCE // config.sampling.frames)
     sample = random.Random(0).sample(clips, min(number, len(clips)))
     return Reduction.fit(*_padded(list(_read(store, sample))), config.head.pca_components)
@@ -102,11 +89,7 @@ def fit_reduction(config: Config, store: FeatureStore, clips: list[Clip]) -> Red
 
 @torch.inference_mode()
 def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction) -> ClipSet:
-    """Load clips that `find_clips` has found and reduce their features.
-
-    Raises:
-        KinemaError: some are damaged.
-    """
+    """Load clips that have features, and reduce them; raise a KinemaError if some are damaged."""
     entries, reduced = _read(store, clips), []
     lengths: list[int] = []
     with progress("load features", len(clips), "clips") as bar:

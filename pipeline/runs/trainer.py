@@ -19,54 +19,39 @@ def fit(
     is_train_N: torch.Tensor,
     device: torch.device,
     on_epoch: Callable[[dict[str, float]], None],
-) -> tuple[Head, list[dict[str, float]]]:
-    """Train a head; the same seed gives the same head on the same machine.
+) -> Head:
+    """Train a head and return it on the CPU. The same seed gives the same head on the same machine.
 
-    Args:
-        head_config: the head.
-        config: the training.
-        clips: all clips.
-        is_train_N: bool, which clips to train on. The others are validation clips.
-        device: where to train.
-        on_epoch: called with the record of each epoch.
-
-    Returns:
-        The head after the last epoch, on the CPU, and the records of all epochs.
-
-    Raises:
-        KinemaError: the learning rate is so high that the weights overflow.
+    `is_train_N`, bool, selects the training clips; the others are for validation. `on_epoch` gets a record per epoch.
+    Raises a KinemaError if the loss overflows.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True):
         torch.manual_seed(config.seed)
-        head = Head(clips.frames_NTK.shape[2] // 2, clips.classes, head_config).to(device)
+        head = Head.build(clips.frames_NTK.shape[2] // 2, clips.classes, head_config).to(device)
         optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         train, val = clips.where(is_train_N), clips.where(~is_train_N)
+        number = len(train.labels_N)
         prior_C = log_prior(train.labels_N, clips.classes, config.imbalance).to(device)
-        batch_size = config.batch_size or min(max(len(train.labels_N) // 64, 32), max(len(train.labels_N) // 8, 2), 512)
-        steps = config.epochs * -(-len(train.labels_N) // batch_size)
-        history: list[dict[str, float]] = []
+        batch_size = config.batch_size or min(max(number // 64, 32), max(number // 8, 2), 512)
+        steps = config.epochs * math.ceil(number / batch_size)
         step = 0
         for epoch in range(1, config.epochs + 1):
             began = time.monotonic()
             head.train()
             losses, norms = [], []
-            for batch in torch.randperm(len(train.labels_N)).split(batch_size):
+            for batch in torch.randperm(number).split(batch_size):
                 step += 1
                 optimizer.param_groups[0]["lr"] = config.learning_rate * schedule(step / (steps + 1), config.warmup)
-                logits = head.logits(train.frames_NTK[batch].to(device), train.lengths_N[batch])
-                loss = path_losses(logits, train.labels_N[batch].to(device), prior_C, config.label_smoothing).sum()
+                logits_PNC = head.logits(train.frames_NTK[batch].to(device), train.lengths_N[batch])
+                loss = path_losses(logits_PNC, train.labels_N[batch].to(device), prior_C, config.label_smoothing).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 norms.append(torch.nn.utils.clip_grad_norm_(head.parameters(), config.clip_grad))
                 optimizer.step()
-                losses.append(loss.detach() / len(logits))
-            record = {
-                "epoch": epoch,
-                "loss": torch.stack(losses).mean().item(),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "grad_norm": torch.stack(norms).mean().item(),
-            }
+                losses.append(loss.detach() / len(logits_PNC))
+            record = {"epoch": epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
+            record |= {"loss": torch.stack(losses).mean().item(), "grad_norm": torch.stack(norms).mean().item()}
             if not math.isfinite(record["loss"]):
                 rate = config.learning_rate
                 raise KinemaError(f"train.learning_rate {rate:g} is too high: the loss overflows; try {rate / 10:g}")
@@ -74,9 +59,8 @@ def fit(
                 scores_NC = classify(head.eval(), val, device)
                 record["val_loss"] = torch.nn.functional.cross_entropy(scores_NC, val.labels_N).item()
                 record["val_top1"] = (scores_NC.argmax(1) == val.labels_N).float().mean().item()
-            history.append(record | {"seconds": time.monotonic() - began})
-            on_epoch(history[-1])
-    return head.cpu().eval(), history
+            on_epoch(record | {"seconds": time.monotonic() - began})
+    return head.cpu().eval()
 
 
 def path_losses(

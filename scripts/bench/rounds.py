@@ -1,4 +1,4 @@
-"""What the benchmarks share: ways of doing one thing measured by turns, and the table of what came out."""
+"""Shared by the benchmarks: interleaved measurements and their tables."""
 
 import json
 import platform
@@ -15,14 +15,9 @@ INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve"
 
 
 def alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Runs all ways in every round, so that a noisy machine harms them alike.
+    """Run all ways in every round, so that noise affects them alike; one round more for warming up.
 
-    Args:
-        ways: each does some work and returns how many items it did.
-        rounds: how often, after one to warm up.
-
-    Returns:
-        Items a second of each way, round by round.
+    Each way returns the number of items that it processed. Return items per second by way and round.
     """
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in tqdm(range(rounds + 1), "rounds", disable=None):
@@ -35,12 +30,12 @@ def alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list
 
 
 def ratio(rates: list[float], others: list[float]) -> float:
-    """Returns the median of the ratios round by round."""
+    """Return the median of the ratios round by round."""
     return statistics.median(mine / other for mine, other in zip(rates, others, strict=True))
 
 
 def publish(rows: list[tuple[str, ...]], about: str, measured: dict[str, Any], out: Path | None) -> None:
-    """Prints a table, the first row its head, and writes it with the raw numbers to OUT.md and OUT.json."""
+    """Print a table, its first row the headings, and write it to OUT.md and with the raw numbers to OUT.json."""
     machine = machine_in_words()
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, f"|:--{'|--:' * (len(rows[0]) - 1)}|")
@@ -56,7 +51,7 @@ def publish(rows: list[tuple[str, ...]], about: str, measured: dict[str, Any], o
 
 
 def machine_in_words() -> str:
-    """Names processor, instruction sets, GPU and versions."""
+    """Return the processor, its instruction sets, the GPU and the versions."""
     import joblib
     import torch
 

@@ -1,0 +1,84 @@
+"""Measure heads on data sets: every set on its splits with several seeds, against the baselines on the same clips.
+
+    python scripts/accuracy.py --config configs/ucf101.yaml
+    python scripts/accuracy.py --config strokes7.yaml lips10.yaml --kinds bilstm transformer --seeds 0 1 2
+
+The splits are the official ones, or three cuts by group where the data set has none (`data.split_seed` 1, 2, 3).
+Features are extracted if they are missing. Further arguments are settings, such as `--head.hidden 64`. Runs are named
+`<config>-<kind>-s<split>-r<seed>`; a run that exists is not trained again.
+"""
+
+import argparse
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.base.settings import build
+from pipeline.config import Config
+from pipeline.data.splits import load_dataset
+from pipeline.evaluate import evaluate
+from pipeline.extract import extract
+from pipeline.runs.metrics import group_interval
+from pipeline.train import train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, nargs="+", required=True)
+    parser.add_argument("--kinds", nargs="+", default=["bilstm"])
+    parser.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args, settings = parser.parse_known_args()
+    overrides = {name.removeprefix("--"): value for name, value in zip(settings[::2], settings[1::2], strict=True)}
+    lines = []
+    for file in args.config:
+        config = build(Config, file, overrides)
+        for kind in args.kinds:
+            of_kind = replace(config, head=replace(config.head, kind=kind))
+            runs = [run_once(of_kind, file.stem, split, seed) for split in args.splits for seed in args.seeds]
+            lines += rows_of(f"{file.stem}, {kind}", runs)
+    print(f"\nMean top-1 and standard deviation over {len(args.splits)} splits x {len(args.seeds)} seeds.")
+    print("Gain: paired difference to the baseline, with the 95 % confidence interval over groups.\n")
+    print("| set, head | top-1 | baseline | top-1 | gain |\n|---|--:|---|--:|--:|")
+    print("\n".join(lines))
+
+
+def run_once(config: Config, name: str, split: int, seed: int) -> list[dict[str, str]]:
+    """Train and evaluate one run, and return the rows of its predictions.csv."""
+    official = isinstance(load_dataset(config.data).split, int)
+    data = replace(config.data, split=split) if official else replace(config.data, split_seed=split)
+    config = replace(config, data=data, train=replace(config.train, seed=seed), tracking="off")
+    run = f"{name}-{config.head.kind}-s{split}-r{seed}"
+    extract(config)
+    train(config, run)
+    evaluate(config.runs / run, {"tracking": "off"})
+    with (config.runs / run / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        return list(csv.DictReader(stream))
+
+
+def rows_of(name: str, runs: list[list[dict[str, str]]]) -> list[str]:
+    """Return a table row for each baseline of the runs."""
+    groups = [row["group"] for run in runs for row in run]
+    columns = [column for column in runs[0][0] if column.endswith("predicted")]
+    right = {name: [np.array([row[name] == row["label"] for row in run], float) for run in runs] for name in columns}
+    head, *baselines = columns
+    rows = []
+    for baseline in baselines:
+        gain = np.concatenate(right[head]) - np.concatenate(right[baseline])
+        low, high = group_interval(gain, groups)
+        kind = baseline.removesuffix("_predicted")
+        cells = name, mean(right[head]), kind, mean(right[baseline]), f"{gain.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def mean(runs: list[np.ndarray]) -> str:
+    """Return "0.768 ± 0.021" of the runs."""
+    values = np.array([run.mean() for run in runs])
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values.mean():.3f}"
+
+
+if __name__ == "__main__":
+    main()
