@@ -1,13 +1,11 @@
 """One labelled clip: a video file or a segment of it."""
 
-import functools
-import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.errors import KinemaError, printable
+from pipeline.base.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +28,13 @@ class Clip:
 
 def clip_id(name: str, start: float | None = None, end: float | None = None) -> str:
     """Return the id of a file, given by its path relative to the data root, or of a segment of it."""
-    return printable(name) + _segment(start, end)
+    segment = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
+    return printable(name) + segment
 
 
 def segment_of(clip: Clip) -> str:
     """Return `@start-end`, or an empty string for a whole file."""
-    return _segment(clip.start, clip.end)
-
-
-def _segment(start: float | None, end: float | None) -> str:
-    return "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
+    return clip_id("", clip.start, clip.end)
 
 
 def group_of(name: str, label: str) -> str:
@@ -54,61 +49,3 @@ def group_of(name: str, label: str) -> str:
     if match := re.fullmatch(rf"(.+)_{re.escape(label)}_[a-z]+_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+", stem):
         return f"{label}/{match[1]}"
     return name
-
-
-def path_below(root: Path, name: str, where: str) -> tuple[str, Path]:
-    """Return a listed file's name relative to the root and its path.
-
-    Raises:
-        KinemaError: the file is outside of the root. Links may lead out of it, lists may not.
-    """
-    base = os.path.join(os.path.abspath(root), "")
-    path = os.path.normpath(os.path.join(base, name))
-    if not path.startswith(base):
-        raise KinemaError(f"{where}: '{name}' is outside of data.root {root}; list only files below it")
-    relative = path.removeprefix(base)
-    return printable(relative), root / relative
-
-
-# ---- Moves to the feature store: content digests. Delete with the last import of `Source` and `part_of`. ----
-SECONDS = r"\d[\d.]*(?:e[+-]?\d+)?"
-
-
-def part_of(name: str) -> str:
-    """Return the `@start-end` of a clip's id."""
-    return re.search(f"(@{SECONDS}-({SECONDS})?)?$", name)[0]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The state of a file when it was read: where it was, bytes, time of change in ns, digest of its content."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Source":
-        """Looks at a file as it is now."""
-        with path.open("rb") as stream:
-            stat = os.fstat(stream.fileno())
-        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns, _sha256(path, stat.st_size, stat.st_mtime_ns))
-
-    def is_at(self, path: Path) -> bool:
-        """Whether the file is still where it was read."""
-        try:
-            return os.path.samefile(self.path, path)
-        except OSError:
-            return False
-
-    def unchanged(self, path: Path) -> bool:
-        """Whether size and time of change are still the same; the content is not looked at."""
-        stat = path.stat()
-        return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=16)  # Many clips may be parts of one file.
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,11 +1,9 @@
 """Clips in folders: one folder per class, with or without folders for the splits."""
 
-import os
 import re
-from collections import Counter
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from pipeline.base.errors import KinemaError, printable, summarize
 from pipeline.data.clip import Clip, group_of
@@ -30,105 +28,68 @@ def split_of(name: str) -> str:
 
 
 def read_folder(root: Path) -> list[Clip]:
-    """Read `<class>/<clip>`, `<split>/<class>/<clip>` or `<class>/<split>/<clip>`, with clips at any depth.
-
-    Raises:
-        KinemaError: a folder cannot be read, or only some of the folders are splits.
-    """
-    folders = _folders(root)
-    splits = _split_folders(root, folders)
+    """Read `<class>/<clip>`, `<split>/<class>/<clip>` or `<class>/<split>/<clip>`, with clips at any depth."""
+    paths = list(_files(root))
+    found = [path.relative_to(root).parts for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+    others = Counter(path.suffix for path in paths if path.suffix.lower() not in VIDEO_SUFFIXES)
+    of_split = _split_level(root, [parts[:-1] for parts in found if len(parts) > 1])
+    of_class = 1 if of_split == 0 else 0
     clips, loose = [], []
-    for base, split in splits.items() or [(root, "")]:
-        filled = set()
-        for path in _videos(base):
-            relative = path.relative_to(base)
-            if len(relative.parts) > 1:
-                filled.add(relative.parts[0])
-                label, name = printable(relative.parts[0]), printable(path.relative_to(root).as_posix())
-                clips.append(Clip(id=name, path=path, label=label, group=group_of(name, label), split=split))
-            else:
-                loose.append(printable(path.name))
-        if empty := [printable(path.name) for path in _folders(base) if path.name not in filled]:
-            print(f"{base}: Skipped folders without videos: {summarize(empty)}.")
+    for parts in found:
+        name = printable("/".join(parts))
+        if len(parts) < of_class + 2:
+            loose.append(name)
+            continue
+        label, split = printable(parts[of_class]), "" if of_split is None else split_of(parts[of_split])
+        clips.append(Clip(id=name, path=root.joinpath(*parts), label=label, group=group_of(name, label), split=split))
+    folders = (path for path in root.glob("*/*" if of_class else "*") if not path.name.startswith(HIDDEN))
+    filled = {parts[: of_class + 1] for parts in found}
+    empty = [path.name for path in folders if path.is_dir() and path.relative_to(root).parts not in filled]
+    if empty:
+        print(f"{root}: Skipped folders without videos: {printable(summarize(sorted(empty)))}.")
     if loose:
         print(f"{root}: Skipped {len(loose)} videos outside of class folders: {summarize(loose)}.")
-    return clips if splits else _splits_inside_classes(root, clips)
-
-
-def _split_folders(root: Path, folders: list[Path]) -> dict[Path, str]:
-    """Return the split of each top-level folder, or nothing if the top level holds classes.
-
-    Folders are splits if there are one for train and one for test that have a class folder in common.
-    """
-    splits = {path: split for path in folders if (split := split_of(path.name))}
-    names = summarize([printable(path.name) for path in splits], 6)
-    classes = {
-        split: {path.name for base in splits if splits[base] == split for path in _folders(base)}
-        for split in splits.values()
-    }
-    if {"train", "test"} <= {*classes} and classes["train"] & classes["test"]:
-        if len(splits) > len({*splits.values()}):
-            raise KinemaError(f"{root}: {names} name a split twice; merge the folders, or list the clips in a CSV file")
-        if others := [printable(path.name) for path in folders if path not in splits]:
-            raise KinemaError(f"{root}: has splits ({names}) and other folders ({summarize(others)}); move the latter")
-        return splits
-    if splits and len(splits) == len(folders) and not {"train", "test"} <= {*classes}:
-        raise KinemaError(f"{root}: has {names} but needs both train and test, or one folder per class")
-    if alike := [printable(path.name) for path in folders if split_of(path.name.rstrip("0123456789-_ "))]:
-        print(
-            f"{root}: Warning: {summarize(alike, 6)} read as classes, not as splits. Splits need folders train and "
-            "test that hold the same class folders."
-        )
-    return {}
-
-
-def _splits_inside_classes(root: Path, clips: list[Clip]) -> list[Clip]:
-    """Assign the splits of `<class>/train/<clip>` and so on, if all clips are in such folders."""
-    parts = [clip.path.relative_to(root).parts for clip in clips]
-    splits = [split_of(names[1]) if len(names) > 2 else "" for names in parts]
-    if all(splits) and {"train", "test"} <= {*splits}:
-        return [replace(clip, split=split) for clip, split in zip(clips, splits, strict=True)]
-    if any(splits):
-        names = sorted({printable("/".join(names[:2])) for names, split in zip(parts, splits, strict=True) if split})
-        print(
-            f"{root}: Warning: {summarize(names)} not read as splits. All clips must be in <class>/train or "
-            "<class>/test."
-        )
+    if others:
+        kinds = printable(", ".join(f"{count} x {kind or 'no extension'}" for kind, count in others.most_common(5)))
+        print(f"{root}: Skipped {others.total()} files without a video extension ({kinds}). A CSV list can name them.")
     return clips
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
+def _split_level(root: Path, folders: list[tuple[str, ...]]) -> int | None:
+    """Return which folder above each video is its split: 0 in `train/run`, if train and test have a class in common;
+    1 in `run/train`, if that is so for all videos; else None."""
+    splits = {names[0]: split_of(names[0]) for names in folders}
+    classes = defaultdict(set)
+    for names in folders:
+        classes[splits[names[0]]].update(names[1:2])
+    listed = summarize([printable(name) for name in splits], 6)
+    if classes["train"] & classes["test"]:
+        if len(splits) > len({*splits.values()} - {""}):
+            raise KinemaError(f"{root}: has {listed}; keep one folder per split and move the others away")
+        return 0
+    if splits and all(splits.values()) and not {"train", "test"} <= {*splits.values()}:
+        raise KinemaError(f"{root}: has {listed} but needs both train and test, or one folder per class")
+    inner = {"/".join(names[:2]): split_of(names[1]) if len(names) > 1 else "" for names in folders}
+    if all(inner.values()) and {"train", "test"} <= {*inner.values()}:
+        return 1
+    alike = [name for name in splits if split_of(name.rstrip("0123456789-_ "))]
+    if alike := [printable(name) for name in (*alike, *filter(inner.get, inner))]:
+        hint = "Expected the same classes in train/ and test/, or train/ and test/ in all classes."
+        print(f"{root}: Warning: {summarize(alike, 6)} not read as splits. {hint}")
+    return None
 
 
-def _videos(root: Path) -> list[Path]:
-    """Find the video files at any depth, following links. A folder with the name of a video is returned itself, so that
-    it is reported as unreadable."""
-    found: list[Path] = []
-    others: Counter[str] = Counter()
-    parents_of = {os.fspath(root): [os.path.join(os.path.realpath(root), "")]}  # The real folders above each.
-    for folder, below, files in os.walk(root, onerror=_raise, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(HIDDEN)]
-        for path in (Path(folder, name) for name in below + files if not name.startswith(HIDDEN)):
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                found.append(path)
-            elif path.name in files:
-                others[path.suffix] += 1
-        for name in list(below):
-            path = os.path.join(folder, name)
-            real = os.path.join(os.path.realpath(path), "")
-            # A link to a folder above itself would be followed for ever.
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES or any(one.startswith(real) for one in parents_of[folder]):
-                below.remove(name)
-            parents_of[path] = [*parents_of[folder], real]
-    if others:
-        kinds = ", ".join(f"{count} x {printable(suffix) or 'no extension'}" for suffix, count in others.most_common(5))
-        print(
-            f"{root}: Skipped {others.total()} files without a video extension ({kinds}). "
-            "A CSV list (data.lists) can name files with any extension."
-        )
-    return sorted(found)
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise KinemaError(f"{error.filename}: {error.strerror}; make the folder readable or move it out of data.root")
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield files at any depth, following links, and folders named like videos, to be reported as unreadable."""
+    real = folder.resolve()
+    if any(parent.is_relative_to(real) for parent in above):  # A link upwards would be followed for ever.
+        return
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith(HIDDEN))
+    except OSError as error:
+        raise KinemaError(f"{folder}: {error.strerror}; make it readable or move it out of data.root") from None
+    for path in paths:
+        if path.suffix.lower() not in VIDEO_SUFFIXES and path.is_dir():
+            yield from _files(path, (*above, real))
+        else:
+            yield path
