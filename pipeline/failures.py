@@ -1,7 +1,4 @@
-"""Show which clips could not be read and why.
-
-kinema failures --config configs/ucf101.yaml
-"""
+"""Show which clips could not be read and why: `kinema failures --config configs/ucf101.yaml`."""
 
 import functools
 import re
@@ -18,27 +15,26 @@ from pipeline.video.workers import Failure, run_isolated
 
 
 def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
-    """Print the failed clips, grouped by reason, and the partial ones; or what each decoder says of one clip.
-
-    Args:
-        config: all settings.
-        arguments: of the command line, for the command that examines a clip.
-        clip_id: examine this clip.
-
-    Raises:
-        ConfigError: the data set has no such clip.
-    """
+    """Print failed and partial clips, or what each decoder says of one clip. `arguments` repeat the settings."""
     clips = load_dataset(config.data).clips
     if clip_id is not None:
-        clip = next((clip for clip in clips if clip.id == clip_id), None)
-        if not clip:
-            raise ConfigError(f"{printable(clip_id)}: no such clip in {config.data.lists or config.data.root}")
-        return _examine(clip, config)
+        if not (named := [clip for clip in clips if clip.id == clip_id]):
+            raise ConfigError(f"{clip_id}: no such clip in {config.data.lists or config.data.root}")
+        return _examine(named[0], config)
     store = FeatureStore.last(config)
     headers = {clip: store.find(clip) for clip in clips}
     failures = store.failures(clip for clip, header in headers.items() if not header)
     print(f"{len(failures)} of {len(clips)} clips could not be read")
-    _show_groups(failures, arguments)
+    groups = defaultdict(list)  # By reasons without the numbers in them.
+    for clip in sorted(failures, key=lambda clip: clip.id):
+        groups[re.sub(r"\d+(\.\d+)?", "#", failures[clip].reason)].append(clip)
+    for kind, failed in sorted(groups.items(), key=lambda group: -len(group[1])):
+        reasons = {failures[clip].reason for clip in failed}
+        print(f"\n{len(failed)} x {printable(reasons.pop() if len(reasons) == 1 else kind)}")
+        for clip in failed[:3]:
+            print(f"    {printable(clip.id)}" + (f": {printable(failures[clip].reason)}" if reasons else ""))
+        command = "kinema", "failures", *arguments, f"--clip={failed[0].id}"  # An id may begin with a hyphen.
+        print(f"  details of one: {shlex.join(command)}")
     partial = {clip: header for clip, header in headers.items() if header and header.frames < header.planned}
     if partial:
         print(f"\n{len(partial)} clips are partial: damage left fewer frames than planned")
@@ -46,27 +42,10 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
         print(f"    {printable(clip.id)}: {header.frames} of {header.planned}")
 
 
-def _show_groups(failures: dict[Clip, Failure], arguments: list[str]) -> None:
-    """Print failures, grouped by their reasons without the numbers in them."""
-    groups = defaultdict(list)
-    for clip in sorted(failures, key=lambda clip: clip.id):
-        groups[re.sub(r"\d+(\.\d+)?", "#", failures[clip].reason)].append(clip)
-    for kind, clips in sorted(groups.items(), key=lambda group: -len(group[1])):
-        reasons = {failures[clip].reason for clip in clips}
-        print(f"\n{len(clips)} x {printable(reasons.pop() if len(reasons) == 1 else kind)}")
-        for clip in clips[:3]:
-            print(f"    {printable(clip.id)}" + (f": {printable(failures[clip].reason)}" if reasons else ""))
-        if len(clips) > 3:
-            print(f"    and {len(clips) - 3} more")
-        command = "kinema", "failures", *arguments, f"--clip={clips[0].id}"  # An id may begin with a hyphen.
-        print(f"  details of one: {shlex.join(command)}")
-
-
 def _examine(clip: Clip, config: Config) -> None:
     print(f"{printable(clip.path)}: {clip.path.stat().st_size} bytes")
-    for decoder in ("decord", "pyav"):
-        decode = functools.partial(_decode, config=config, decoder=decoder)
-        [(_, outcome)] = run_isolated(decode, [clip], 1, config.decode.timeout, config.decode.memory_limit)
+    decode, limits = functools.partial(_decode, clip, config), (config.decode.timeout, config.decode.memory_limit)
+    for decoder, outcome in run_isolated(decode, ("decord", "pyav"), 1, *limits):
         print(f"  {decoder}: {printable(outcome.reason if isinstance(outcome, Failure) else outcome)}")
 
 

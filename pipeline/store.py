@@ -1,8 +1,4 @@
-"""List, verify or prune the cached features.
-
-kinema store --config configs/ucf101.yaml
-kinema store verify --repair --config configs/ucf101.yaml
-"""
+"""List, verify or prune the cached features: `kinema store verify --repair --config configs/ucf101.yaml`."""
 
 import os
 import shutil
@@ -15,71 +11,54 @@ from pipeline.features.entry import DamagedEntry, read_entry
 from pipeline.features.manifest import read_manifest, require_new_layout
 
 ENTRIES = "??/*.safetensors"
+COLUMNS = "fingerprint", "model", "crop", "view", "frames", "precision", "clips", "failed", "size", "last written"
 
 
 def list_store(root: Path) -> None:
     """Print a line for each fingerprint."""
+    folders = _folders(root)  # Raises before the heading is printed.
     row = "{:16}  {:24}  {:4}  {:6}  {:>6}  {:9}  {:>6}  {:>6}  {:>9}  {}".format
-    headings = "fingerprint", "model", "crop", "view", "frames", "precision", "clips", "failed", "size", "last written"
-    folders = _folders(root)
-    print(row(*headings))
+    print(row(*COLUMNS))
     for folder in folders:
+        manifest = read_manifest(folder / "manifest.json")
         try:
-            manifest = read_manifest(folder / "manifest.json")
-            settings = [manifest["model"], manifest["crop"], manifest["view"], manifest["sampling"]["frames"]]
-            settings = [str(value) for value in (*settings, manifest["precision"])]
+            settings = [str((manifest | manifest["sampling"])[name]) for name in COLUMNS[1:6]]
         except (KeyError, TypeError):
             print(f"{folder.name}  manifest.json is damaged; kinema extract with the same settings writes it again")
             continue
         clips, failed = (len(list(folder.glob(files))) for files in (ENTRIES, "failed/*.json"))
         files = [file.stat() for file in folder.rglob("*") if file.is_file()]
-        size = f"{sum(file.st_size for file in files) / 1e6:.1f} MB"
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(file.st_mtime for file in files)))
-        print(row(folder.name, *settings, clips, failed, size, written))
+        size, latest = sum(file.st_size for file in files) / 1e6, max(file.st_mtime for file in files)
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(latest))
+        print(row(folder.name, *settings, clips, failed, f"{size:.1f} MB", written))
 
 
 def verify_store(root: Path, repair: bool) -> None:
-    """Compare every entry with its checksum.
-
-    Args:
-        root: folder of the store.
-        repair: remove damaged entries, so that the next extraction computes them again.
-
-    Raises:
-        KinemaError: entries are damaged and were not removed.
-    """
-    checked = damaged = 0
-    for folder in _folders(root):
-        files = list(folder.glob(ENTRIES))
-        checked += len(files)
-        with progress(f"verify {folder.name}", len(files), "entries") as bar:
-            for file in files:
-                try:
-                    read_entry(file)
-                except (DamagedEntry, OSError) as error:
-                    damaged += 1
-                    print(f"{os.path.relpath(file)}: {printable(error)}")
-                    if repair:
-                        file.unlink(missing_ok=True)
-                bar.update()
-    print(f"verify: {checked} entries, {damaged} damaged" + (" and removed" if damaged and repair else ""))
+    """Compare every entry with its checksum. `repair` removes damaged ones, so that they are computed again."""
+    files = [file for folder in _folders(root) for file in folder.glob(ENTRIES)]
+    damaged = 0
+    with progress("verify", len(files), "entries") as bar:
+        for file in files:
+            try:
+                read_entry(file)
+            except (DamagedEntry, OSError) as error:
+                damaged += 1
+                print(f"{os.path.relpath(file)}: {printable(error)}")
+                if repair:
+                    file.unlink(missing_ok=True)
+            bar.update()
+    print(f"verify: {len(files)} entries, {damaged} damaged" + (" and removed" if damaged and repair else ""))
     if damaged and not repair:
         raise KinemaError(f"{root}: {damaged} entries are damaged; kinema store verify --repair removes them")
 
 
 def prune_store(root: Path, fingerprints: list[str]) -> None:
-    """Remove all features of fingerprints.
-
-    Raises:
-        ConfigError: there is no such fingerprint.
-    """
+    """Remove all features of fingerprints."""
     known = {folder.name: folder for folder in _folders(root)}
-    if not fingerprints:
-        raise ConfigError("name the fingerprints to remove; kinema store lists them")
-    for name in fingerprints:
-        if name not in known:
-            raise ConfigError(f"{root}: no fingerprint {printable(name)}; kinema store lists them")
-    for name in fingerprints:
+    unknown = [name for name in fingerprints if name not in known]
+    if unknown or not fingerprints:
+        raise ConfigError(f"{root}: no fingerprint {' '.join(unknown) or 'given'}; kinema store lists them")
+    for name in {*fingerprints}:
         shutil.rmtree(known[name])
         print(f"removed {known[name]}")
 
