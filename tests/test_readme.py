@@ -1,4 +1,4 @@
-"""The README's commands do what it says, in a copy of the repository with a smaller demo and less to compute."""
+"""The commands of the README and the Python code of it and of docs/how-it-works.md run, on a smaller demo."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import yaml
 
 from conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text()
+README, HOW_IT_WORKS = ((REPOSITORY / name).read_text() for name in ("README.md", "docs/how-it-works.md"))
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-OF_PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PROGRAMS = re.findall(r"```python\n(.*?)```", README + HOW_IT_WORKS, re.DOTALL)
 THIS_VERY_TEST = "make test"
 AS_TEXT = {"capture_output": True, "text": True}
 
@@ -43,19 +43,21 @@ def test_the_commands_of_the_readme(tmp_path):
     environment.pop("ARGS", None)
     outputs = []
     for block in BLOCKS:
-        if "folder.yaml" in block:  # The demo's clips play the part of the user's own.
+        if "configs/folder.yaml" in block:  # The demo's clips stand for the user's.
             shutil.copytree(copy / "data/demo/videos", copy / "data/videos")
         block = block.replace(THIS_VERY_TEST, "")
         done = subprocess.run(["bash", "-ec", block], cwd=copy, env=environment, **AS_TEXT)
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         outputs.append(done.stdout)
-    assert "40 done, 0 skipped, 0 failed" in outputs[0] and "BiLSTM" in outputs[0]
-    assert json.loads(outputs[1])["top"][0]["probability"] > 0
-    for code in OF_PYTHON:
+    assert "50 done, 0 skipped, 0 failed" in outputs[0] and "BiLSTM" in outputs[0]
+    assert json.loads(outputs[2])["top"][0]["probability"] > 0
+    for code in PROGRAMS:
         code = "from pathlib import Path\n" + code.replace('"garden.mp4"', '*Path("data/demo/videos/Grow").iterdir()')
         done = subprocess.run([copy / ".venv/bin/python", "-"], cwd=copy, env=environment, input=code, **AS_TEXT)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         outputs.append(done.stdout)
-    assert "No such file" in outputs[-2] and outputs[-2].count("\n") == 6
+    predictions, features = outputs[-2:]
+    assert "holiday.mp4 No such file" in predictions and predictions.count("'label'") == 5
+    assert " clips, 5120 features" in features
     for run in ("demo", "mine"):
         assert json.loads((copy / "data/runs" / run / "metrics.json").read_text())["n_clips"] > 0
