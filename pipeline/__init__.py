@@ -8,6 +8,8 @@ Verbs are files at the top, started by `cli`. The rooms below them import only f
 
 from typing import Any
 
+__version__ = "0.1.0"
+
 
 def __getattr__(name: str) -> Any:
     if name == "Predictor":  # Imports PyTorch, so only when asked for.

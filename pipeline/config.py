@@ -1,172 +1,114 @@
-"""All settings with their bounds, defaults and help texts."""
+"""All settings with their bounds, help texts and defaults."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from annotated_types import Ge, Gt, Interval
 
-from pipeline.base.settings import settings
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+PositiveInt = Annotated[int, Gt(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+HeldOut = Annotated[float, Interval(gt=0, le=0.5)]
+Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+View = Literal["pooled", "grid"]
+Imbalance = Literal["none", "balanced_softmax"]
+Tracking = Literal["auto", "online", "offline", "off"]
 
 OVERRIDABLE: dict[str, tuple[str, ...]] = {
     "evaluate": ("data", "store", "decode", "max_missing", "device", "tracking"),
     "predict": ("device", "decode", "backbone.engine", "backbone.precision"),
     "store": ("store",),
 }
-"""Settings and sections that a verb can change; the run or the store fixes the rest. `build` takes them as `allowed`.
-A verb that is not listed takes all settings."""
+"""Settings and sections that a verb can change; the run or the store fixes the rest. Other verbs take all settings."""
 
 
-@settings
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Labelled clips."""
-
-    root: Path = Path("data/videos")
-    """Folder with the videos."""
-    lists: Path | None = None
-    """CSV file, or folder with the official lists of UCF101 or HMDB51. `null`: one folder per class in `data.root`."""
-    split: Annotated[int, Field(ge=1, le=3)] = 1
-    """Official split of UCF101 or HMDB51."""
-    val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15
-    """Fraction of the training clips used for validation if the data set has no validation split. Whole groups are
-    held out, and the fraction is rounded to 1/n (0.15 to 1/7)."""
-    test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Fraction of all clips used for the test if the data set has no splits. Whole groups, rounded to 1/n."""
-    split_seed: Seed = 0
-    """Random seed for choosing the groups that are held out."""
+    root: Annotated[Path, "Folder with the videos."] = Path("data/videos")
+    lists: Annotated[Path | None, "CSV file or folder of official lists. `null`: one folder per class."] = None
+    split: Annotated[int, Interval(ge=1, le=3), "Official split of UCF101 or HMDB51."] = 1
+    val_fraction: Annotated[HeldOut, "Validation share of training clips if no split is given (whole groups)."] = 0.15
+    test_fraction: Annotated[HeldOut, "Test share of all clips if no split is given (whole groups)."] = 0.25
+    split_seed: Annotated[Seed, "Random seed for choosing the groups that are held out."] = 0
 
 
-@settings
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Frame sampling."""
-
-    frames: PositiveInt = 16
-    """Frames per clip, sampled at the centres of equal segments. Shorter clips yield fewer."""
+    frames: Annotated[PositiveInt, "Frames per clip, at the centres of equal segments. Shorter clips yield fewer."] = 16
 
 
-@settings
+@dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
-    """Video decoding."""
-
-    workers: NonNegativeInt = 0
-    """Decoding processes. 0: one per core."""
-    timeout: Annotated[float, Field(gt=0, le=86400)] = 60.0
-    """Seconds per clip. The first attempt gets half; if its process hangs or crashes, PyAV alone gets the rest."""
-    memory_limit: PositiveFloat = 4.0
-    """Memory per decoding process in GiB. A process above it is killed and its clip recorded as failed."""
-    min_readable: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Minimum fraction of sampled frames that must decode for a damaged clip to be kept (marked `partial`). 1.0 drops
-    all damaged clips."""
-    max_pixels: PositiveInt = 7680 * 4320
-    """Largest frame size in pixels. Files with larger frames fail."""
-    max_duration: PositiveFloat = 6 * 3600.0
-    """Longest file in seconds. Longer files fail."""
+    workers: Annotated[int, Ge(0), "Decoding processes. 0: one per core."] = 0
+    timeout: Annotated[float, Interval(gt=0, le=86400), "Seconds per clip. PyAV alone gets the second half."] = 60.0
+    memory_limit: Annotated[PositiveFloat, "GiB per decoding process. Above it the clip is recorded as failed."] = 4.0
+    min_readable: Annotated[Fraction, "Fraction of the sampled frames that a damaged clip needs to be kept."] = 0.5
+    max_pixels: Annotated[PositiveInt, "Largest frame size in pixels. Files with larger frames fail."] = 7680 * 4320
+    max_duration: Annotated[PositiveFloat, "Longest file in seconds. Longer files fail."] = 6 * 3600.0
 
 
-@settings
+@dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Frozen CNN."""
-
-    model: str = "tf_efficientnet_lite0"
-    """timm model name. All but tf_efficientnet_lite0/1/2 are downloaded from the Hugging Face hub."""
-    weights: Path | None = None
-    """Local weights file (.safetensors or .pth). `null`: the published weights."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Inference precision. `auto`: fp16 on a GPU, bf16 on a CPU with bf16 instructions, else fp32."""
-    crop: Literal["none", "timm"] = "none"
-    """`none`: the whole frame, resized to the CNN's input. `timm`: timm's evaluation crop, usually the centre."""
-    view: Literal["pooled", "grid"] = "grid"
-    """Features kept per frame. `pooled`: global average of the last layer. `grid`: also a 4x4 spatial grid of the last
-    three stages (4x the size, keeps location)."""
-    engine: Literal["auto", "torch", "openvino"] = "auto"
-    """Inference backend. `auto`: OpenVINO on a CPU if it is installed, else PyTorch."""
+    model: Annotated[str, "timm model. All but tf_efficientnet_lite0/1/2 are downloaded."] = "tf_efficientnet_lite0"
+    weights: Annotated[Path | None, "Local .safetensors or .pth file. `null`: the published weights."] = None
+    precision: Annotated[Precision, "`auto`: fp16 on a GPU, bf16 on a CPU with bf16 instructions, else fp32."] = "auto"
+    crop: Annotated[Literal["none", "timm"], "`none`: the whole frame. `timm`: timm's evaluation crop."] = "none"
+    view: Annotated[
+        View, "`pooled`: average of the last layer. `grid`: also a 4x4 grid of three stages (4x the size)."
+    ] = "grid"
+    engine: Annotated[Literal["auto", "torch", "openvino"], "`auto`: OpenVINO on a CPU if it is installed."] = "auto"
 
 
-@settings
+@dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Classifier on the cached features."""
-
-    kind: Literal["bilstm", "transformer", "pyramid", "mean"] = "bilstm"
-    """`mean`: linear layer on the average frame. `pyramid`: linear layer on averages of the clip, its halves, quarters
-    and so on. `bilstm`, `transformer`: the pyramid and a sequence model."""
-    pca_components: PositiveInt = 256
-    """Maximum number of principal components of the features."""
-    pyramid_levels: Annotated[int, Field(ge=1, le=8)] = 4
-    """Levels of the temporal pyramid: 1 is the whole clip, 4 ends with eighths."""
-    sequence_components: PositiveInt = 64
-    """Leading principal components that the LSTM or Transformer reads."""
-    hidden: PositiveInt = 128
-    """Hidden units of the sequence model (per direction for the LSTM)."""
-    layers: PositiveInt = 1
-    """Layers of the sequence model."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Dropout in the sequence model."""
+    kind: Annotated[
+        Literal["bilstm", "transformer", "pyramid", "mean"],
+        "`mean`: linear layer on the average frame. `pyramid`: linear layer on averages of the clip, its halves, "
+        "quarters and so on. `bilstm`, `transformer`: the pyramid and a sequence model.",
+    ] = "bilstm"
+    pca_components: Annotated[PositiveInt, "Maximum number of principal components of the features."] = 256
+    pyramid_levels: Annotated[int, Interval(ge=1, le=8), "1 averages the whole clip, 4 goes down to eighths."] = 4
+    sequence_components: Annotated[PositiveInt, "Leading components that the LSTM or Transformer reads."] = 64
+    hidden: Annotated[PositiveInt, "Hidden units of the sequence model (per direction for the LSTM)."] = 128
+    layers: Annotated[PositiveInt, "Layers of the sequence model."] = 1
+    dropout: Annotated[BelowOne, "Dropout in the sequence model."] = 0.5
 
 
-@settings
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Training of the head."""
-
-    seed: Seed = 0
-    """Random seed for initial weights, batch order and dropout."""
-    epochs: PositiveInt = 60
-    """Passes over the training clips."""
-    refit: bool = True
-    """Refit on train + val after model selection."""
-    batch_size: NonNegativeInt = 0
-    """Clips per step. 0: n/64 of n training clips, at least 32 and at most n/8 or 512."""
-    learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate of AdamW."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Fraction of the steps with a rising learning rate. It then follows a cosine to 0."""
-    weight_decay: NonNegativeFloat = 0.05
-    """Weight decay of AdamW."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Fraction of the target probability spread over all classes."""
-    clip_grad: PositiveFloat = 5.0
-    """Maximum gradient norm."""
-    imbalance: Literal["none", "balanced_softmax"] = "none"
-    """`balanced_softmax`: add the log class frequencies to the logits in training. Raises the recall of rare classes
-    and may lower that of frequent ones."""
+    seed: Annotated[Seed, "Random seed for initial weights, batch order and dropout."] = 0
+    epochs: Annotated[PositiveInt, "Passes over the training clips."] = 60
+    refit: Annotated[bool, "Refit on train + val after model selection."] = True
+    batch_size: Annotated[int, Ge(0), "Clips per step. 0: chosen from the number of training clips."] = 0
+    learning_rate: Annotated[PositiveFloat, "Peak learning rate of AdamW."] = 1e-3
+    warmup: Annotated[BelowOne, "Fraction of the steps with a rising learning rate; then cosine to 0."] = 0.1
+    weight_decay: Annotated[float, Ge(0), "Weight decay of AdamW."] = 0.05
+    label_smoothing: Annotated[BelowOne, "Fraction of the target probability spread over all classes."] = 0.1
+    clip_grad: Annotated[PositiveFloat, "Maximum gradient norm."] = 5.0
+    imbalance: Annotated[Imbalance, "`balanced_softmax`: add the log class frequencies to the logits."] = "none"
 
 
-@settings
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that a run depends on."""
-
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     decode: DecodeConfig = DecodeConfig()
     backbone: BackboneConfig = BackboneConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
-    store: Path = Path("data/features")
-    """Folder of the feature store."""
-    runs: Path = Path("data/runs")
-    """Folder of the runs."""
-    max_missing: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Maximum fraction of a split's clips (rounded up) that may lack features because they could not be read."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1` and so on. `auto`: the GPU if there is one."""
-    # YAML 1.1 reads a bare `off` as false.
-    tracking: Annotated[
-        Literal["auto", "online", "offline", "off"], BeforeValidator(lambda value: "off" if value is False else value)
-    ] = "auto"
-    """Weights & Biases mode. `auto`: online if this machine is logged in, else offline."""
+    store: Annotated[Path, "Folder of the feature store."] = Path("data/features")
+    runs: Annotated[Path, "Folder of the runs."] = Path("data/runs")
+    max_missing: Annotated[Fraction, "Maximum fraction of a split's clips (rounded up) without features."] = 0.05
+    device: Annotated[str, "`cpu`, `cuda`, `cuda:1` and so on. `auto`: the GPU if there is one."] = "auto"
+    tracking: Annotated[Tracking, "W&B mode. `auto`: online if this machine is logged in, else offline."] = "auto"
 
-    OUTDATED: ClassVar[dict[str, str]] = {
-        "decode.deadline": "renamed to decode.timeout",
-        "decode.memory": "renamed to decode.memory_limit",
-        "decode.partial": "renamed to decode.min_readable",
-        "head.components": "renamed to head.pca_components",
-        "head.levels": "renamed to head.pyramid_levels",
-        "auto": "removed; compare runs with different settings by their validation accuracy",
-        "head.kind=convolution": "removed; use bilstm, transformer, pyramid or mean",
-        "train.heads": "removed; train several runs with different values of train.seed",
-        "train.auto": "removed; compare runs with different settings by their validation accuracy",
-        "train.imbalance=softmax": "renamed to train.imbalance=balanced_softmax",
-        "train.imbalance=weights": "removed; use balanced_softmax or none",
-        "train.imbalance=sampling": "removed; use balanced_softmax or none",
+    RENAMED: ClassVar[dict[str, str]] = {
+        "decode.deadline": "decode.timeout",
+        "decode.memory": "decode.memory_limit",
+        "decode.partial": "decode.min_readable",
+        "head.components": "head.pca_components",
+        "head.levels": "head.pyramid_levels",
     }
-    """Former names and values, and what became of them."""

@@ -7,11 +7,26 @@ from pathlib import Path
 
 from pipeline.base.errors import ConfigError, KinemaError, printable
 from pipeline.base.progress import progress
+from pipeline.config import Config
 from pipeline.features.entry import DamagedEntry, read_entry
 from pipeline.features.manifest import read_manifest, require_new_layout
 
 ENTRIES = "??/*.safetensors"
 COLUMNS = "fingerprint", "model", "crop", "view", "frames", "precision", "clips", "failed", "size", "last written"
+
+
+def store(config: Config, action: str, fingerprints: list[str], repair: bool) -> None:
+    """List, verify or prune the cached features."""
+    if action not in ("list", "verify", "prune"):
+        raise ConfigError(f"kinema store: unknown action {printable(action)!r}; use list, verify or prune")
+    if (fingerprints and action != "prune") or (repair and action != "verify"):
+        raise ConfigError(f"store {action}: FINGERPRINT is for prune and --repair for verify")
+    if action == "list":
+        list_store(config.store)
+    elif action == "verify":
+        verify_store(config.store, repair)
+    else:
+        prune_store(config.store, fingerprints)
 
 
 def list_store(root: Path) -> None:

@@ -24,12 +24,9 @@ The command line wins over the file. `null` unsets a path.
 def settings_page() -> str:
     """Return the page as Markdown."""
     rows: dict[str, list[str]] = {}
-    for name, setting in flatten(Config).items():
-        values = setting.values.strip("{}").replace(",", ", ") if setting.values[0] == "{" else setting.values.lower()
-        text = " ".join(setting.help.split())
-        rows.setdefault(name.rpartition(".")[0], []).append(
-            f"| `{name}` | {values} | `{setting.default_text}` | {text} |"
-        )
+    for name, (values, default, text) in flatten(Config).items():
+        values = values.strip("{}").replace(",", ", ") if values[0] == "{" else values.lower()
+        rows.setdefault(name.rpartition(".")[0], []).append(f"| `{name}` | {values} | `{default}` | {text} |")
     parts = [HEAD]
     for section, lines in sorted(rows.items(), key=lambda item: not item[0]):
         parts.append(

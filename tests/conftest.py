@@ -1,4 +1,4 @@
-"""Videos with the frame number painted in, so that a test knows which frame it got; and one small trained run."""
+"""Videos with the frame number painted in, to check which frame was decoded, and one small trained run."""
 
 import contextlib
 import csv
@@ -25,8 +25,7 @@ BITS, CELL = 8, 24
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the files that take longest, so that all processes end at about the same time; leaves out what needs
-    a GPU where there is none."""
+    """Run the slowest files first, so that all processes end at about the same time. Skip GPU tests without a GPU."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
@@ -35,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def paint(number: int, height: int = 96, width: int = BITS * CELL) -> np.ndarray:
-    """A picture with `number` in its top row as black and white squares, lowest bit first; uint8 [H,W,3]."""
+    """Return a picture with `number` in its top row as black and white squares, lowest bit first; uint8 [H,W,3]."""
     picture = np.full((height, width, 3), 90, np.uint8)
     picture[height // 2 :, :, 1] = np.linspace(0, 255, width).astype(np.uint8)
     for bit in range(BITS):
@@ -44,7 +43,7 @@ def paint(number: int, height: int = 96, width: int = BITS * CELL) -> np.ndarray
 
 
 def painted_number(frame: np.ndarray) -> int:
-    """Reads the number that `paint` wrote."""
+    """Read the number that `paint` wrote."""
     return sum(int(frame[CELL // 2, bit * CELL + CELL // 2].mean() > 128) << bit for bit in range(BITS))
 
 
@@ -84,7 +83,7 @@ def write_video(
 
 
 def remux(source: Path, path: Path, shift: int = 0, options: dict[str, str] | None = None) -> Path:
-    """Puts the same packets into another container, shown `shift` ticks of 1/25 s later."""
+    """Copy the packets into another container, shown `shift` ticks of 1/25 s later."""
     with av.open(source) as before, av.open(path, "w", options=options or {}) as after:
         stream = after.add_stream_from_template(before.streams.video[0])
         for packet in before.demux(video=0):
@@ -97,7 +96,7 @@ def remux(source: Path, path: Path, shift: int = 0, options: dict[str, str] | No
 
 
 def kinema(*arguments: object, code: int | None = 0) -> tuple[str, str]:
-    """Runs the command in this process and returns what it wrote to stdout and stderr."""
+    """Run the command in this process and return what it wrote to stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         got = main([str(argument) for argument in arguments])
@@ -106,14 +105,14 @@ def kinema(*arguments: object, code: int | None = 0) -> tuple[str, str]:
 
 
 def touch(root: Path, *names: str) -> None:
-    """Makes files that no decoder could read, where only names matter."""
+    """Create files that no decoder can read, for tests of names alone."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
 
 
 def write_csv(path: Path, *rows: tuple) -> Path:
-    """Writes a list of clips; the first row has the names of the columns."""
+    """Write a list of clips; the first row has the names of the columns."""
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows(rows)
     return path
@@ -121,7 +120,7 @@ def write_csv(path: Path, *rows: tuple) -> Path:
 
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with videos/ and splits/: the generated set, 6 groups with a clip a class."""
+    """A folder with videos/ and splits/: the generated set, 6 groups with one clip per class."""
     folder = tmp_path_factory.mktemp("small")
     script = REPOSITORY / "scripts" / "make_demo_data.py"
     subprocess.run(
@@ -143,7 +142,7 @@ def settings_of_small_set(small_set: Path) -> list[object]:
 
 @pytest.fixture(scope="session")
 def extracted(settings_of_small_set: list[object]) -> str:
-    """What the extraction of the small set's features into its store printed."""
+    """The output of the extraction of the small set."""
     return kinema("extract", *settings_of_small_set)[0]
 
 

@@ -12,10 +12,10 @@ ROOMS = ["base", "config", "data", "models", "video", "features", "runs", "infer
 FOUND = [module.name for module in pkgutil.walk_packages(pipeline.__path__, "pipeline.") if not module.ispkg]
 IN_ROOMS = [name for room in ROOMS for name in FOUND if name.split(".")[1] == room]
 MODULES = IN_ROOMS + [name for name in FOUND if name not in IN_ROOMS and name != "pipeline.cli"]
-"""Lower rooms first, so that the module that changes something is the one that is named."""
+"""Lower rooms first, so that the module that changes something is named."""
 CHECK = """
 import importlib, os, signal, sys
-import matplotlib, torch, av, timm  # Imported first, so that only the module's own effects are seen.
+import matplotlib, torch, av, timm, decord, sklearn  # Imported first, so that only the module's own effects are seen.
 
 def state():
     return {

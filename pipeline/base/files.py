@@ -1,9 +1,8 @@
-"""Atomic writes, checksums that reveal damage, and files without a name, which vanish with their process."""
+"""Atomic writes, and checksums that reveal damage."""
 
 import hashlib
 import json
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +16,9 @@ from pipeline.base.errors import KinemaError
 
 @contextmanager
 def atomic_write(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path, which replaces `path` at the end if there was no error.
+    """Yield a temporary path, beside `path` or in `folder` on the same disk, that replaces `path` if all went well.
 
     Nothing is forced to the disk, so a power failure may leave a damaged file. Readers check for that.
-
-    Args:
-        path: final path.
-        folder: folder of the temporary file, on the same disk (default: that of `path`).
     """
     temporary = (folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
@@ -43,20 +38,8 @@ def checksum(arrays: dict[str, np.ndarray], metadata_text: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a file that only this program writes.
-
-    Raises:
-        KinemaError: it is damaged.
-    """
+    """Read a file that only this program writes."""
     try:
         return json.loads(path.read_text())
     except ValueError:
         raise KinemaError(f"{path}: damaged; delete {path.parent} and run again the command that made it") from None
-
-
-def nameless_file() -> int:
-    """Open an empty file without a name and return its descriptor; in memory where the system has such files."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("kinema")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

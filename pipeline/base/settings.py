@@ -1,105 +1,64 @@
-"""Settings: frozen dataclasses filled from a YAML file and the command line.
-
-A setting has one dotted name, `head.hidden`: nested in YAML, `--head.hidden 512` on the command line, which wins.
-pydantic checks the types.
-"""
+"""Frozen dataclasses of `Annotated[type, bounds, help text]` fields, filled from a YAML file and the command line."""
 
 import dataclasses
 import difflib
+import json
 import os
-import types
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-import pydantic
-import pydantic.dataclasses
 import yaml
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, first_line
 
 
-def settings(cls: type) -> type:
-    """Make a class a frozen, keyword-only dataclass; the string below a field is its help text."""
-    config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
-    return pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=config)
-
-
-class Setting(NamedTuple):
-    """One field of a settings class."""
-
-    type: Any
-    default: Any
-    help: str
-
-    @property
-    def values(self) -> str:
-        """What can be given, for help texts: `{a,b}`, `INT`, `PATH`."""
-        kinds = get_args(self.type) or (self.type,)
-        return "{" + ",".join(kinds) + "}" if isinstance(kinds[0], str) else kinds[0].__name__.upper()
-
-    @property
-    def default_text(self) -> str:
-        return "null" if self.default is None else str(self.default)
-
-    @property
-    def nullable(self) -> bool:
-        """Whether `null` is a value."""
-        return types.NoneType in get_args(self.type)
-
-
-def flatten(cls: type) -> dict[str, Setting]:
-    """Map every dotted name of a settings class to its `Setting`."""
+def flatten(cls: type) -> dict[str, tuple[str, str, str]]:
+    """Map every dotted name of a settings class to its values, such as `INT` or `{a,b}`, its default and its help."""
     flat = {}
-    for name, field in cls.__pydantic_fields__.items():
-        if dataclasses.is_dataclass(field.annotation):
-            flat |= {f"{name}.{key}": setting for key, setting in flatten(field.annotation).items()}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            flat |= {f"{field.name}.{name}": setting for name, setting in flatten(field.type).items()}
         else:
-            flat[name] = Setting(field.annotation, field.default, field.description or "")
+            kind, *_, text = get_args(field.type)
+            kinds = get_args(kind) or (kind,)
+            values = "{" + ",".join(kinds) + "}" if isinstance(kinds[0], str) else kinds[0].__name__.upper()
+            flat[field.name] = values, "null" if field.default is None else str(field.default), text
     return flat
 
 
 def is_among(name: str, names: tuple[str, ...]) -> bool:
-    """Whether a setting, or a section that it is in, is among `names`."""
+    """Whether a setting, or the section that it is in, is among `names`."""
     return any(f"{name}.".startswith(f"{other}.") for other in names)
 
 
 def build(cls: type, file: Path | None, overrides: dict[str, Any], allowed: tuple[str, ...] | None = None) -> Any:
     """Build a settings object from a YAML file (None: defaults) and overrides by dotted name.
 
-    `allowed` restricts the overrides to these settings and sections. `cls.OUTDATED` maps former names and former
-    `name=value` pairs to what became of them.
-
-    Raises:
-        ConfigError: the file cannot be read, a name is unknown, or a value is invalid.
+    `allowed` restricts the overrides to these settings and sections. `cls.RENAMED` maps former names to new ones.
     """
+    from pydantic import TypeAdapter, ValidationError  # Takes 0.1 s, which `--help` does not need.
+
+    if file and not file.exists():
+        raise ConfigError(f"{file}: no such config file")
     known = flatten(cls)
-    sections = {name.rpartition(".")[0] for name in known} - {""}
-    for name in overrides:
-        if allowed is not None and name in known and not is_among(name, allowed):
-            raise ConfigError(f"{name} cannot be changed here, only {', '.join(allowed)}")
-    values = _read_yaml(file) if file else {}
+    values = _read_yaml(file.read_bytes(), str(file)) if file else {}
     values |= {name: (value, "command line") for name, value in overrides.items()}
     nested: dict[str, Any] = {}
     for name, (value, where) in values.items():
-        if name in sections:
-            if value is None:  # A section with all its lines commented out.
-                continue
+        if any(setting.startswith(f"{name}.") for setting in known):
             raise ConfigError(f"{where}: '{name}' is a section, expected settings below it, got {value!r}")
-        for former in (name, f"{name}={value}"):
-            if former in cls.OUTDATED:
-                raise ConfigError(f"{where}: {former}: {cls.OUTDATED[former]}")
         if name not in known:
-            raise ConfigError(f"{where}: unknown setting '{name}'{nearest(name, known)}")
-        if value == "null" and known[name].nullable:
-            value = None
+            raise ConfigError(f"{where}: unknown setting '{name}'{nearest(cls.RENAMED.get(name, name), known)}")
+        if allowed is not None and name in overrides and not is_among(name, allowed):
+            raise ConfigError(f"{name} cannot be changed here, only {', '.join(allowed)}")
         section, _, leaf = name.rpartition(".")
         node = nested.setdefault(section, {}) if section else nested
-        node[leaf] = os.path.expanduser(value) if isinstance(value, str) else value
+        node[leaf] = None if value in (None, "", "~", "null") else os.path.expanduser(str(value))
     try:
-        return pydantic.TypeAdapter(cls).validate_python(nested)
-    except pydantic.ValidationError as error:
+        return TypeAdapter(cls).validate_python(nested)
+    except ValidationError as error:
         wrong = error.errors()[0]
-        name = ".".join(str(part) for part in wrong["loc"][: 1 + (wrong["loc"][0] in sections)])
+        name = ".".join(map(str, wrong["loc"]))
         raise ConfigError(f"{values[name][1]}: {name}: {wrong['msg'].lower()}, got {wrong['input']!r}") from None
 
 
@@ -109,51 +68,38 @@ def nearest(name: str, names: Any) -> str:
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
-def to_yaml(obj: Any) -> str:
+def to_yaml(settings: Any) -> str:
     """Return a settings object as YAML that `build` reads back."""
-    content = pydantic.TypeAdapter(type(obj)).dump_python(obj, mode="json")
+    content = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def yaml_differences(before: str, after: str, ignore: tuple[str, ...]) -> list[str]:
     """Compare two texts of `to_yaml`, except sections and settings in `ignore`: ["head.hidden: 3, now 4"]."""
-    old, new = (_flatten_yaml(text, "") for text in (before, after))
-    names = [name for name in old | new if not is_among(name, ignore)]
-    values = [(name, *(texts.get(name, (None,))[0] for texts in (old, new))) for name in names]
-    return [f"{name}: {was}, now {now}" for name, was, now in values if was != now]
+    old, new = ({name: value for name, (value, _) in _read_yaml(text, "config").items()} for text in (before, after))
+    changed = [name for name in old | new if old.get(name) != new.get(name) and not is_among(name, ignore)]
+    return [f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed]
 
 
-def _read_yaml(file: Path) -> dict[str, tuple[Any, str]]:
-    try:
-        return _flatten_yaml(file.read_text(encoding="utf-8"), str(file))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot read the config: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{file}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+def _read_yaml(text: str | bytes, file: str) -> dict[str, tuple[str, str]]:
+    """Map the dotted name of each value to its text and its place, 'file:line'."""
+    flat: dict[str, tuple[str, str]] = {}
 
-
-def _flatten_yaml(text: str, file: str) -> dict[str, tuple[Any, str]]:
-    """Map the dotted name of each value to (value, 'file:line')."""
-    loader = yaml.SafeLoader(text)
-    flat: dict[str, tuple[Any, str]] = {}
-
-    def visit(node: yaml.MappingNode, prefix: str) -> None:
-        names = set()
+    def visit(node: yaml.Node, section: str) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.MarkedYAMLError(problem="expected 'name: value' lines", problem_mark=node.start_mark)
         for key, value in node.value:
-            name = prefix + str(loader.construct_object(key, deep=True))
-            if name in names:  # PyYAML would drop the first without a word.
+            name = section + str(key.value)
+            if name in flat:
                 raise yaml.MarkedYAMLError(problem=f"'{name}' is given twice", problem_mark=key.start_mark)
-            names.add(name)
-            if isinstance(value, yaml.MappingNode) and value.tag.endswith(":map"):
+            if not isinstance(value, yaml.ScalarNode):
                 visit(value, f"{name}.")
-            else:
-                flat[name] = loader.construct_object(value, deep=True), f"{file}:{key.start_mark.line + 1}"
+            elif section or value.value:  # Else a section with all its lines commented out.
+                flat[name] = value.value, f"{file}:{key.start_mark.line + 1}"
 
-    root = loader.get_single_node()
-    if isinstance(root, yaml.MappingNode):
-        visit(root, "")
-    elif root is not None:
-        raise ConfigError(f"{file}:{root.start_mark.line + 1}: expected 'name: value' lines")
+    try:
+        visit(yaml.compose(text, yaml.BaseLoader) or yaml.MappingNode("", []), "")
+    except (yaml.YAMLError, RecursionError) as error:
+        line = f":{error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise ConfigError(f"{file}{line}: not valid YAML: {getattr(error, 'problem', first_line(error))}") from None
     return flat
