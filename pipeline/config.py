@@ -65,13 +65,13 @@ class BackboneConfig:
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     kind: Annotated[
-        Literal["bilstm", "transformer", "pyramid", "mean"],
+        Literal["bilstm", "lstm", "transformer", "lstm_transformer", "pyramid", "mean"],
         "`mean`: linear layer on the average frame. `pyramid`: linear layer on averages of the clip, its halves, "
-        "quarters and so on. `bilstm`, `transformer`: the pyramid and a sequence model.",
+        "quarters and so on. Others: the pyramid and a sequence model over all frames.",
     ] = "bilstm"
-    pca_components: Annotated[PositiveInt, "Maximum number of principal components of the features."] = 256
+    pca_components: Annotated[PositiveInt, "Maximum number of principal components of the frames."] = 256
     pyramid_levels: Annotated[int, Interval(ge=1, le=8), "1 averages the whole clip, 4 goes down to eighths."] = 4
-    sequence_components: Annotated[PositiveInt, "Leading components that the LSTM or Transformer reads."] = 64
+    motion_components: Annotated[PositiveInt, "Maximum number of components of the motion within clips."] = 64
     hidden: Annotated[PositiveInt, "Hidden units of the sequence model (per direction for the LSTM)."] = 128
     layers: Annotated[PositiveInt, "Layers of the sequence model."] = 1
     dropout: Annotated[BelowOne, "Dropout in the sequence model."] = 0.5
@@ -111,4 +111,5 @@ class Config:
         "decode.partial": "decode.min_readable",
         "head.components": "head.pca_components",
         "head.levels": "head.pyramid_levels",
+        "head.sequence_components": "head.motion_components",
     }

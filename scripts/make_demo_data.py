@@ -84,8 +84,8 @@ class Scene:
         picture = self.background.copy()
         draw = ImageDraw.Draw(picture)
         for lamp, (x, y) in enumerate(((0, -1), (1, 0), (0, 1), (-1, 0))):
-            at = centre + np.array([x, y]) * radius
-            size = 0.45 * radius
+            at = centre + np.array([x, y]) * 0.7 * radius
+            size = 0.35 * radius
             draw.ellipse([*(at - size), *(at + size)], fill="white" if lamp == lit else "black")
         return picture
 

@@ -36,17 +36,17 @@ def write(store, folder, number, seed, frames=8):
 
 def test_clips_in_memory_are_reduced_frames(store, tmp_path):
     clips = [write(store, tmp_path, number, number, frames=5 + number % 4) for number in range(300)]
-    reduction = Reduction.fit(torch.randn(50, 8, 12), torch.full((50,), 8), 4)
+    reduction = Reduction.fit(torch.randn(50, 8, 12), torch.full((50,), 8), 4, 3)
     loaded = load_clips(store, clips, ["a", "b"], reduction)
     assert loaded.labels_N.tolist() == [number % 2 for number in range(300)] and loaded.classes == 2
-    assert loaded.frames_NTK.shape == (300, 8, 8)
+    assert loaded.frames_NTF.shape == (300, 8, 11)
     for number in (0, 255, 256, 299):
         length = 5 + number % 4
         features = torch.from_numpy(features_of(number, length))[None]
         expected = reduction(features, torch.tensor([length]))[0]
         assert loaded.lengths_N[number] == length
-        torch.testing.assert_close(loaded.frames_NTK[number, :length], expected)
-        assert not loaded.frames_NTK[number, length:].any()
+        torch.testing.assert_close(loaded.frames_NTF[number, :length], expected)
+        assert not loaded.frames_NTF[number, length:].any()
 
 
 def test_the_fraction_of_missing_clips_is_rounded_up(store, tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_the_fraction_of_missing_clips_is_rounded_up(store, tmp_path, capsys):
 
 def test_all_damaged_entries_are_found_at_once(store, tmp_path):
     clips = [write(store, tmp_path, number, number) for number in range(9)]
-    reduction = Reduction.fit(torch.randn(9, 8, 12), torch.full((9,), 8), 4)
+    reduction = Reduction.fit(torch.randn(9, 8, 12), torch.full((9,), 8), 4, 3)
     for number in (2, 7):
         path = store.path(store.key(clips[number]))
         path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -76,7 +76,7 @@ def test_all_damaged_entries_are_found_at_once(store, tmp_path):
 
 
 def test_the_reduction_is_fitted_on_the_given_clips_alone(store, tmp_path):
-    config = Config(head=HeadConfig(pca_components=4), sampling=SamplingConfig(frames=8))
+    config = Config(head=HeadConfig(pca_components=4, motion_components=3), sampling=SamplingConfig(frames=8))
     clips = [write(store, tmp_path, number, number) for number in range(12)]
     some, every = (fit_reduction(config, store, chosen) for chosen in (clips[:9], clips))
     features = torch.from_numpy(np.concatenate([features_of(number, 8) for number in range(9)])).float()

@@ -8,17 +8,18 @@ from pipeline.runs.dataset import ClipSet
 from pipeline.runs.stacking import path_logs, stack
 from pipeline.runs.trainer import fit, path_losses, schedule
 
+WIDTH = 4
 DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 CPU = DEVICES[0]
 
 
 def clips_of(frames, labels, classes=3):
-    return ClipSet(frames, torch.full((len(frames),), frames.shape[1]), labels, classes)
+    return ClipSet(frames, torch.full((len(frames),), frames.shape[1]), labels, classes, (WIDTH, WIDTH))
 
 
 def random_clips(number=40, classes=3):
     torch.manual_seed(0)
-    return clips_of(torch.randn(number, 6, 12), torch.randint(0, classes, (number,)), classes)
+    return clips_of(torch.randn(number, 6, 3 * WIDTH), torch.randint(0, classes, (number,)), classes)
 
 
 def train(kind, config, clips, is_train=None, device=CPU, **settings):
@@ -32,19 +33,19 @@ def train(kind, config, clips, is_train=None, device=CPU, **settings):
 @pytest.mark.parametrize(("imbalance", "expected"), [("none", 0.95), ("balanced_softmax", 0.5)])
 def test_uneven_classes(imbalance, expected, smoothing):
     """From features without information, only the plain loss learns that nearly all clips are of class 0."""
-    clips = clips_of(torch.zeros(40, 1, 4), (torch.arange(40) >= 38).long(), 2)
+    clips = clips_of(torch.zeros(40, 1, 3 * WIDTH), (torch.arange(40) >= 38).long(), 2)
     config = TrainConfig(epochs=100, learning_rate=0.05, label_smoothing=smoothing, weight_decay=0, imbalance=imbalance)
     head, _ = train("mean", config, clips)
-    assert head(clips.frames_NTK, clips.lengths_N)[0].softmax(0)[0].item() == pytest.approx(expected, abs=0.05)
+    assert head(clips.frames_NTF, clips.lengths_N)[0].softmax(0)[0].item() == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.4])
 def test_label_smoothing_bounds_the_confidence(smoothing):
     labels = torch.arange(30) % 3
-    clips = clips_of(torch.nn.functional.one_hot(labels, 6)[:, None].float(), labels)
+    clips = clips_of(torch.nn.functional.one_hot(labels, 3 * WIDTH)[:, None].float(), labels)
     config = TrainConfig(epochs=100, learning_rate=0.2, label_smoothing=smoothing, weight_decay=0)
     head, _ = train("mean", config, clips)
-    confidence = head(clips.frames_NTK, clips.lengths_N).softmax(1).amax(1)
+    confidence = head(clips.frames_NTF, clips.lengths_N).softmax(1).amax(1)
     torch.testing.assert_close(confidence, torch.full((30,), 1 - smoothing * 2 / 3), atol=0.01, rtol=0)
 
 
@@ -119,8 +120,8 @@ class Known(torch.nn.Module):
         super().__init__()
         self.logits = logits
 
-    def forward(self, frames_NTK, lengths_N):
-        return self.logits[frames_NTK[:, 0, 0].long()]
+    def forward(self, frames_NTF, lengths_N):
+        return self.logits[frames_NTF[:, 0, 0].long()]
 
 
 @pytest.mark.parametrize(("kind", "paths"), [("pyramid", 3), ("bilstm", 4)])
@@ -128,7 +129,7 @@ def test_stacking_finds_the_path_that_knows(kind, paths):
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (300,))
     clips = clips_of(torch.arange(300.0).view(300, 1, 1).expand(-1, -1, 12), labels)
-    head = Head.build(6, 3, HeadConfig(kind=kind))
+    head = Head.build((WIDTH, WIDTH), 3, HeadConfig(kind=kind))
     right = torch.nn.functional.one_hot(labels, 3) * 1.0 + 0.3 * torch.randn(300, 3)
     for name in head.paths:
         head.paths[name] = Known(2 * torch.randn(300, 3))

@@ -14,81 +14,77 @@ from pipeline.models.reduction import frame_mask, segment_means
 
 
 class Mean(nn.Module):
-    """Linear layer on the average frame, without changes: what can be known without time."""
+    """Linear layer on the components of the average frame: what can be known without time."""
 
-    def __init__(self, components: int, classes: int, config: HeadConfig):
+    def __init__(self, widths: tuple[int, int], classes: int, config: HeadConfig):
         super().__init__()
-        self.linear = nn.Linear(components, classes)
+        self.components = widths[0]
+        self.linear = nn.Linear(self.components, classes)
 
-    def forward(self, frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        return self.linear(segment_means(frames_NTK.chunk(2, -1)[0], lengths_N, 1)[:, 0])
+    def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        return self.linear(segment_means(frames_NTF[..., : self.components], lengths_N, 1)[:, 0])
 
 
 class Pyramid(nn.Module):
-    """Linear layer on the averages of the whole clip, its halves, quarters, ... (Pirsiavash and Ramanan, CVPR 2012)."""
+    """Linear layer on averages over the clip, its halves, quarters, ... (Pirsiavash and Ramanan, CVPR 2012)."""
 
-    def __init__(self, components: int, classes: int, config: HeadConfig):
+    def __init__(self, widths: tuple[int, int], classes: int, config: HeadConfig):
         super().__init__()
-        self.levels = config.pyramid_levels
-        self.linear = nn.Linear((2**self.levels - 1) * self.width(components), classes)
+        self.levels, self.inputs = config.pyramid_levels, self.select(*widths)
+        self.linear = nn.Linear((2**self.levels - 1) * (self.inputs.stop - self.inputs.start), classes)
         nn.init.zeros_(self.linear.weight)
 
-    def width(self, components: int) -> int:
-        return 2 * components
+    def select(self, components: int, motion: int) -> slice:
+        """Return the inputs: components and their changes."""
+        return slice(0, 2 * components)
 
-    def forward(self, frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        levels = [segment_means(frames_NTK, lengths_N, 2**level) for level in range(self.levels)]
-        averages_NPK = torch.cat(levels, 1)
+    def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        levels = [segment_means(frames_NTF[..., self.inputs], lengths_N, 2**level) for level in range(self.levels)]
+        averages_NSF = torch.cat(levels, 1)
         # Scale by sqrt(n_segments) so that the effective learning rate does not depend on it.
-        return self.linear(averages_NPK.flatten(1) / averages_NPK.shape[1] ** 0.5)
+        return self.linear(averages_NSF.flatten(1) / averages_NSF.shape[1] ** 0.5)
 
 
-class Deviations(Pyramid):
-    """The same on deviations from the clip's mean: what moves, without the scene. Better where clips are few."""
+class Motion(Pyramid):
+    """The same on the motion alone, without the scene. Better where clips are few."""
 
-    def width(self, components: int) -> int:
-        return components
-
-    def forward(self, frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        return super().forward(deviations(frames_NTK.chunk(2, -1)[0], lengths_N), lengths_N)
+    def select(self, components: int, motion: int) -> slice:
+        return slice(2 * components, 2 * components + motion)
 
 
 class Sequence(nn.Module):
-    """A sequence model over every sampled frame, averaged over time.
+    """A sequence model that reads the motion of every sampled frame; its states are averaged over time."""
 
-    It reads the leading components, their changes and their deviations from the clip's mean.
-    """
-
-    def __init__(self, components: int, classes: int, config: HeadConfig):
+    def __init__(self, widths: tuple[int, int], classes: int, config: HeadConfig):
         super().__init__()
-        self.components = min(config.sequence_components, components)
+        self.motion, hidden = widths[1], config.hidden
         dropout = nn.Dropout(config.dropout)
-        self.project = nn.Sequential(dropout, nn.Linear(3 * self.components, config.hidden), nn.GELU(), dropout)
-        size = self.build(config)
-        self.classify = nn.Sequential(dropout, nn.Linear(size, classes))
+        self.project = nn.Sequential(nn.Linear(self.motion, hidden), nn.GELU(), dropout)
+        self.classify = nn.Sequential(dropout, nn.Linear(self.build(config), classes))
 
     def build(self, config: HeadConfig) -> int:
-        """Create the sequence model and return the width of its output."""
+        """Create the sequence model and return the width of its states."""
         raise NotImplementedError
 
     def states(self, inputs_NTH: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Return the output of the sequence model, [N,T,size]."""
+        """Return the states of the sequence model, [N,T,H]."""
         raise NotImplementedError
 
-    def forward(self, frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        values, changes = (half_NTK[..., : self.components] for half_NTK in frames_NTK.chunk(2, -1))
-        inputs = torch.cat([values, changes, 2 * deviations(values, lengths_N)], -1)
-        states_NTH = self.states(self.project(inputs), lengths_N)
+    def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        states_NTH = self.states(self.project(frames_NTF[..., -self.motion :]), lengths_N)
         return self.classify(segment_means(states_NTH, lengths_N, 1)[:, 0])
 
 
-class BiLSTM(Sequence):
-    """Bidirectional LSTM (Graves and Schmidhuber, Neural Networks 18, 2005)."""
+class LSTM(Sequence):
+    """LSTM from the first to the last frame (Hochreiter and Schmidhuber, Neural Computation 9, 1997)."""
+
+    bidirectional = False
 
     def build(self, config: HeadConfig) -> int:
         between = config.dropout if config.layers > 1 else 0
-        self.lstm = nn.LSTM(config.hidden, config.hidden, config.layers, True, True, between, bidirectional=True)
-        return 2 * config.hidden
+        size = config.hidden
+        self.lstm = nn.LSTM(size, size, config.layers, True, True, between, self.bidirectional)
+        return size * (1 + self.bidirectional)
 
     def states(self, inputs_NTH: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         if int(lengths_N.min()) == inputs_NTH.shape[1]:
@@ -98,20 +94,17 @@ class BiLSTM(Sequence):
         return states
 
 
+class BiLSTM(LSTM):
+    """LSTM in both directions (Graves and Schmidhuber, Neural Networks 18, 2005)."""
+
+    bidirectional = True
+
+
 class Transformer(Sequence):
     """Pre-norm Transformer encoder with sinusoidal positions (Vaswani et al., NeurIPS 2017)."""
 
     def build(self, config: HeadConfig) -> int:
-        layer = nn.TransformerEncoderLayer(
-            config.hidden,
-            math.gcd(config.hidden, 4),
-            2 * config.hidden,
-            config.dropout,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.encoder = encoder(config.hidden, config)
         return config.hidden
 
     def states(self, inputs_NTH: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
@@ -122,15 +115,40 @@ class Transformer(Sequence):
         return self.encoder(inputs_NTH + positions, src_key_padding_mask=~frame_mask(inputs_NTH, lengths_N))
 
 
-PATHS = {"mean": Mean, "pyramid": Pyramid, "deviations": Deviations, "bilstm": BiLSTM, "transformer": Transformer}
+class LSTMTransformer(BiLSTM):
+    """Transformer encoder over the states of a BiLSTM, which know their position."""
 
-LINEAR = ("mean", "pyramid", "deviations")
-KINDS = {
-    "mean": ("mean",),
-    "pyramid": LINEAR,
-    "bilstm": (*LINEAR, "bilstm"),
-    "transformer": (*LINEAR, "transformer"),
+    def build(self, config: HeadConfig) -> int:
+        size = super().build(config)
+        self.encoder = encoder(size, config)
+        return size
+
+    def states(self, inputs_NTH: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        states_NTH = super().states(inputs_NTH, lengths_N)
+        return self.encoder(states_NTH, src_key_padding_mask=~frame_mask(states_NTH, lengths_N))
+
+
+def encoder(size: int, config: HeadConfig) -> nn.TransformerEncoder:
+    """Return a Transformer encoder of `config.layers` layers."""
+    heads = math.gcd(size, 4)
+    layer = nn.TransformerEncoderLayer(
+        size, heads, 2 * size, config.dropout, activation="gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+
+
+PATHS = {
+    "mean": Mean,
+    "pyramid": Pyramid,
+    "motion": Motion,
+    "bilstm": BiLSTM,
+    "lstm": LSTM,
+    "transformer": Transformer,
+    "lstm_transformer": LSTMTransformer,
 }
+LINEAR = ("mean", "pyramid", "motion")
+SEQUENCE = ("bilstm", "lstm", "transformer", "lstm_transformer")
+KINDS = {"mean": ("mean",), "pyramid": LINEAR, **{kind: (*LINEAR, kind) for kind in SEQUENCE}}
 """Paths of each kind of head."""
 
 
@@ -143,25 +161,19 @@ class Head(nn.Module):
         self.register_buffer("weights", torch.full((len(paths),), 1 / len(paths)))
 
     @classmethod
-    def build(cls, components: int, classes: int, config: HeadConfig) -> "Head":
-        """Create the head of the configured kind."""
-        return cls({name: PATHS[name](components, classes, config) for name in KINDS[config.kind]})
+    def build(cls, widths: tuple[int, int], classes: int, config: HeadConfig) -> "Head":
+        """Create the head of the configured kind for frames of `Reduction.widths`."""
+        return cls({name: PATHS[name](widths, classes, config) for name in KINDS[config.kind]})
 
     def baselines(self) -> dict[str, "Head"]:
         """Return the simpler heads that this one contains, by kind; they share its paths."""
         kinds = [kind for kind in ("pyramid", "mean") if {*KINDS[kind]} < {*self.paths}]
         return {kind: Head({name: self.paths[name] for name in KINDS[kind]}) for kind in kinds}
 
-    def logits(self, frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+    def logits(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Return the logits of each path, [P,N,C]."""
-        return torch.stack([path(frames_NTK, lengths_N) for path in self.paths.values()])
+        return torch.stack([path(frames_NTF, lengths_N) for path in self.paths.values()])
 
-    def forward(self, frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+    def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of the paths' log-probabilities, [N,C]."""
-        return (self.logits(frames_NTK, lengths_N).log_softmax(-1) * self.weights[:, None, None]).sum(0)
-
-
-def deviations(values_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-    """Subtract the mean of each clip; padding becomes zero."""
-    mask_NT1 = frame_mask(values_NTK, lengths_N)[..., None]
-    return (values_NTK - segment_means(values_NTK, lengths_N, 1)) * mask_NT1
+        return (self.logits(frames_NTF, lengths_N).log_softmax(-1) * self.weights[:, None, None]).sum(0)

@@ -1,55 +1,73 @@
-"""Features of frames -> principal components, and how much each changes from frame to frame."""
+"""Features of frames -> a few components: what is seen, how much it changes, and how it moves."""
 
 import torch
 from torch import nn
 
 
 class Reduction(nn.Module):
-    """PCA of the frames of the training clips, followed by the size of each component's change.
+    """Three views of each frame, side by side: `widths` values each.
 
-    A few hundred clips cannot train weights for thousands of features per frame. The absolute change since the frame
-    before is what no weighted sum of frames can express.
+    Components: PCA of the frames. Changes: the absolute change of each component since the previous frame, which no
+    weighted sum of frames can express. Motion: PCA of the frames' deviations from the mean of their clip. Scenes differ
+    more from each other than the frames of one clip do, so the leading components show the scene and hide the motion.
     """
 
-    def __init__(self, width: int, components: int):
+    def __init__(self, width: int, components: int, motion: int):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("basis", torch.zeros(width, components))
+        self.register_buffer("motion_basis", torch.zeros(width, motion))
         self.register_buffer("delta_mean", torch.zeros(components))
         self.register_buffer("delta_scale", torch.ones(()))
 
-    @classmethod
-    def fit(cls, features_NTD: torch.Tensor, lengths_N: torch.Tensor, components: int) -> "Reduction":
-        """Compute at most `components` components, never more than clips; frames from `lengths_N` on are padding.
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Number of components (as many changes) and of motion components."""
+        return self.basis.shape[1], self.motion_basis.shape[1]
 
-        The frames of a clip are alike: with more components than clips, the last ones only tell those clips apart.
+    @classmethod
+    def fit(cls, features_NTD: torch.Tensor, lengths_N: torch.Tensor, components: int, motion: int) -> "Reduction":
+        """Compute the bases from clips; frames from `lengths_N` on are padding.
+
+        There are never more components than clips: the last ones would only tell those clips apart.
         """
         is_frame_NT = frame_mask(features_NTD, lengths_N)
-        frames_FD = features_NTD[is_frame_NT].float()
-        reduction = cls(frames_FD.shape[1], min(components, len(features_NTD), *frames_FD.shape))
-        normed_FD = reduction.norm(frames_FD)
-        reduction.mean = normed_FD.mean(0)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            # Oversampling makes the leading components nearly independent of the seed (Halko et al., 2011).
-            _, scales, basis = torch.pca_lowrank(normed_FD - reduction.mean, min(components + 100, *frames_FD.shape))
-        scales_K, basis_DK = (values[..., : reduction.basis.shape[1]] for values in (scales, basis))
-        deviations_K = (scales_K / len(frames_FD) ** 0.5).clamp(min=1e-6)
-        basis_DK = basis_DK * (deviations_K > 1e-3 * deviations_K[0])  # Without directions of no variance.
-        # A variance of one on average, so that a learning rate suits all backbones.
-        reduction.basis = basis_DK / deviations_K.square().mean().sqrt()
-        deltas_FK = reduction(features_NTD, lengths_N)[is_frame_NT].chunk(2, -1)[1]
+        number, reduction = len(features_NTD), cls(features_NTD.shape[2], 0, 0)
+        normed_NTD = reduction.norm(features_NTD.float())
+        reduction.mean = normed_NTD[is_frame_NT].mean(0)
+        reduction.basis = principal_axes(normed_NTD[is_frame_NT] - reduction.mean, min(components, number))
+        moves_NTD = deviations(normed_NTD, lengths_N)
+        reduction.motion_basis = principal_axes(moves_NTD[is_frame_NT], min(motion, number))
+        reduction.delta_mean = torch.zeros(reduction.basis.shape[1])
+        components, motion = reduction.widths
+        deltas_FK = reduction(features_NTD, lengths_N)[is_frame_NT].split([components, components, motion], 1)[1]
         reduction.delta_mean = deltas_FK.mean(0)
         reduction.delta_scale = 2 * (deltas_FK - reduction.delta_mean).std(correction=0).clamp(min=1e-6)
         return reduction
 
     def forward(self, features_NTD: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Return components and changes, float32 [N,T,2K]; padding is zero."""
-        components_NTK = (self.norm(features_NTD.float()) - self.mean) @ self.basis
+        """Return components, changes and motion, float32 [N,T,2K+M]; padding is zero."""
+        normed_NTD = self.norm(features_NTD.float())
+        components_NTK = (normed_NTD - self.mean) @ self.basis
         deltas_NTK = components_NTK.diff(dim=1, prepend=components_NTK[:, :1]).abs()
-        frames_NTK = torch.cat([components_NTK, (deltas_NTK - self.delta_mean) / self.delta_scale], 2)
-        return frames_NTK * frame_mask(frames_NTK, lengths_N)[..., None]
+        changes_NTK = (deltas_NTK - self.delta_mean) / self.delta_scale
+        motion_NTM = deviations(normed_NTD @ self.motion_basis, lengths_N)
+        return torch.cat([components_NTK, changes_NTK, motion_NTM], 2) * frame_mask(features_NTD, lengths_N)[..., None]
+
+
+def principal_axes(rows_FD: torch.Tensor, components: int) -> torch.Tensor:
+    """Return the leading axes, [D,K], scaled so that projections of the rows have a variance of one on average."""
+    components = min(components, *rows_FD.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Oversampling makes the leading components nearly independent of the seed (Halko et al., 2011).
+        oversampled = min(components + 100, *rows_FD.shape)
+        _, scales, axes = torch.pca_lowrank(rows_FD, oversampled, center=False)
+    scales_K, axes_DK = scales[:components] / len(rows_FD) ** 0.5, axes[:, :components]
+    is_noise_K = scales_K < 1e-3 * scales_K[0].clamp(min=1e-6)
+    # One scale for all, so that a learning rate suits every backbone.
+    return axes_DK * ~is_noise_K / scales_K.square().mean().sqrt().clamp(min=1e-6)
 
 
 def frame_mask(frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
@@ -70,3 +88,8 @@ def segment_means(frames_NTK: torch.Tensor, lengths_N: torch.Tensor, segments: i
     stop_NS = (edges_S[1:] * lengths_N1 + segments - 1) // segments
     inside_NST = (steps >= first_NS[..., None]) & (steps < stop_NS[..., None])
     return (inside_NST / inside_NST.sum(-1, keepdim=True)).to(frames_NTK.dtype) @ frames_NTK
+
+
+def deviations(values_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+    """Subtract the mean of each clip; padding becomes zero."""
+    return (values_NTK - segment_means(values_NTK, lengths_N, 1)) * frame_mask(values_NTK, lengths_N)[..., None]

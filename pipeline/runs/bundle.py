@@ -165,8 +165,8 @@ class Bundle:
                 prefix = f"{kind}."
                 state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
                 head = dataclasses.replace(config.head, kind=kind)
-                width, components = state["reduction.basis"].shape
-                classifier = Classifier(Reduction(width, components), Head.build(components, len(self.classes), head))
+                reduction = Reduction(*state["reduction.basis"].shape, state["reduction.motion_basis"].shape[1])
+                classifier = Classifier(reduction, Head.build(reduction.widths, len(self.classes), head))
                 classifier.load_state_dict(state)
                 loaded[kind] = classifier.to(device).eval()
         except (KeyError, ValueError, RuntimeError) as error:

@@ -25,16 +25,19 @@ FRAMES_TO_REDUCE = 20_000
 
 
 class ClipSet(NamedTuple):
-    """Clips in memory: reduced frames float32 [N,T,2K], padded with zeros; lengths and labels int64 [N]."""
+    """Clips in memory: reduced frames float32 [N,T,2K+M], padded with zeros; lengths and labels int64 [N]; the numbers
+    of classes, components K and motion components M."""
 
-    frames_NTK: torch.Tensor
+    frames_NTF: torch.Tensor
     lengths_N: torch.Tensor
     labels_N: torch.Tensor
     classes: int
+    widths: tuple[int, int]
 
     def where(self, mask_N: torch.Tensor) -> "ClipSet":
         """Return the clips of a mask."""
-        return ClipSet(self.frames_NTK[mask_N], self.lengths_N[mask_N], self.labels_N[mask_N], self.classes)
+        frames_NTF, lengths_N, labels_N = (values[mask_N] for values in self[:3])
+        return ClipSet(frames_NTF, lengths_N, labels_N, *self[3:])
 
 
 def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
@@ -84,7 +87,8 @@ def fit_reduction(config: Config, store: FeatureStore, clips: list[Clip]) -> Red
     """Fit the reduction on training clips; on a random sample of them if they have more than `FRAMES_TO_REDUCE`."""
     number = max(config.head.pca_components, FRAMES_TO_REDUCE // config.sampling.frames)
     sample = random.Random(0).sample(clips, min(number, len(clips)))
-    return Reduction.fit(*_padded(list(_read(store, sample))), config.head.pca_components)
+    features_NTD, lengths_N = _padded(list(_read(store, sample)))
+    return Reduction.fit(features_NTD, lengths_N, config.head.pca_components, config.head.motion_components)
 
 
 @torch.inference_mode()
@@ -98,15 +102,15 @@ def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduc
             reduced += reduction(features_NTD, lengths_N).unbind(0)
             lengths += lengths_N.tolist()
             bar.update(len(batch))
-    frames_NTK = nn.utils.rnn.pad_sequence(reduced, batch_first=True)
+    frames_NTF = nn.utils.rnn.pad_sequence(reduced, batch_first=True)
     labels_N = torch.tensor([classes.index(clip.label) for clip in clips])
-    return ClipSet(frames_NTK, torch.tensor(lengths), labels_N, len(classes))
+    return ClipSet(frames_NTF, torch.tensor(lengths), labels_N, len(classes), reduction.widths)
 
 
 @torch.no_grad()
 def classify(head: nn.Module, clips: ClipSet, device: torch.device) -> torch.Tensor:
     """Return logits float32 [N,C] on the CPU."""
-    batches = zip(clips.frames_NTK.split(1024), clips.lengths_N.split(1024), strict=True)
+    batches = zip(clips.frames_NTF.split(1024), clips.lengths_N.split(1024), strict=True)
     return torch.cat([head(frames.to(device), lengths).cpu() for frames, lengths in batches])
 
 

@@ -13,7 +13,7 @@ PRIOR = 1.0
 @torch.no_grad()
 def path_logs(head: Head, clips: ClipSet) -> torch.Tensor:
     """Return the log-probabilities of each path, float32 [P,N,C]."""
-    batches = zip(clips.frames_NTK.split(1024), clips.lengths_N.split(1024), strict=True)
+    batches = zip(clips.frames_NTF.split(1024), clips.lengths_N.split(1024), strict=True)
     return torch.cat([head.logits(frames, lengths).log_softmax(-1) for frames, lengths in batches], 1)
 
 

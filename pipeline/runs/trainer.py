@@ -28,7 +28,7 @@ def fit(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True):
         torch.manual_seed(config.seed)
-        head = Head.build(clips.frames_NTK.shape[2] // 2, clips.classes, head_config).to(device)
+        head = Head.build(clips.widths, clips.classes, head_config).to(device)
         optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         train, val = clips.where(is_train_N), clips.where(~is_train_N)
         number = len(train.labels_N)
@@ -43,7 +43,7 @@ def fit(
             for batch in torch.randperm(number).split(batch_size):
                 step += 1
                 optimizer.param_groups[0]["lr"] = config.learning_rate * schedule(step / (steps + 1), config.warmup)
-                logits_PNC = head.logits(train.frames_NTK[batch].to(device), train.lengths_N[batch])
+                logits_PNC = head.logits(train.frames_NTF[batch].to(device), train.lengths_N[batch])
                 loss = path_losses(logits_PNC, train.labels_N[batch].to(device), prior_C, config.label_smoothing).sum()
                 optimizer.zero_grad()
                 loss.backward()

@@ -30,10 +30,13 @@ def main() -> None:
 
     device = resolve_device("auto")
     torch.manual_seed(0)
-    components = min(HeadConfig().pca_components, args.clips)
-    frames_NTK = torch.randn(args.clips, args.frames, 2 * components)
+    widths = HeadConfig().pca_components, HeadConfig().motion_components
+    frames_NTF = torch.randn(args.clips, args.frames, 2 * widths[0] + widths[1])
     lengths_N, labels_N = torch.full((args.clips,), args.frames), torch.randint(0, args.classes, (args.clips,))
-    clips, every = ClipSet(frames_NTK, lengths_N, labels_N, args.classes), torch.ones(args.clips, dtype=torch.bool)
+    clips, every = (
+        ClipSet(frames_NTF, lengths_N, labels_N, args.classes, widths),
+        torch.ones(args.clips, dtype=torch.bool),
+    )
 
     def epoch(kind: str) -> int:
         fit(replace(HeadConfig(), kind=kind), TrainConfig(epochs=1), clips, every, device, lambda record: None)
