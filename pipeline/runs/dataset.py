@@ -1,6 +1,5 @@
 """Stored features -> clips in memory, reduced for the heads."""
 
-import itertools
 import math
 import os
 import random
@@ -8,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,7 +16,7 @@ from pipeline.base.progress import progress
 from pipeline.config import Config
 from pipeline.data.clip import Clip, segment_of
 from pipeline.data.splits import Dataset
-from pipeline.features.entry import ClipFeatures, Header
+from pipeline.features.entry import Header
 from pipeline.features.store import FeatureStore
 from pipeline.models.reduction import Reduction
 
@@ -87,18 +87,18 @@ def fit_reduction(config: Config, store: FeatureStore, clips: list[Clip]) -> Red
     """Fit the reduction on training clips; on a random sample of them if they have more than `FRAMES_TO_REDUCE`."""
     number = max(config.head.pca_components, FRAMES_TO_REDUCE // config.sampling.frames)
     sample = random.Random(0).sample(clips, min(number, len(clips)))
-    features_NTD, lengths_N = _padded(list(_read(store, sample)))
+    features_NTD, lengths_N = padded([values for batch in read_batches(store, sample) for values in batch])
     return Reduction.fit(features_NTD, lengths_N, config.head.pca_components, config.head.motion_components)
 
 
 @torch.inference_mode()
 def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction) -> ClipSet:
     """Load clips that have features, and reduce them; raise a KinemaError if some are damaged."""
-    entries, reduced = _read(store, clips), []
+    reduced: list[torch.Tensor] = []
     lengths: list[int] = []
     with progress("load features", len(clips), "clips") as bar:
-        while batch := list(itertools.islice(entries, 256)):
-            features_NTD, lengths_N = _padded(batch)
+        for batch in read_batches(store, clips):
+            features_NTD, lengths_N = padded(batch)
             reduced += reduction(features_NTD, lengths_N).unbind(0)
             lengths += lengths_N.tolist()
             bar.update(len(batch))
@@ -114,22 +114,22 @@ def classify(head: nn.Module, clips: ClipSet, device: torch.device) -> torch.Ten
     return torch.cat([head(frames.to(device), lengths).cpu() for frames, lengths in batches])
 
 
-def _read(store: FeatureStore, clips: list[Clip]) -> Iterator[ClipFeatures]:
-    """Yield all intact entries, then raise if some are damaged."""
+def read_batches(store: FeatureStore, clips: list[Clip], size: int = 256) -> Iterator[list[np.ndarray]]:
+    """Yield the features [T,D] of clips in batches; raise a KinemaError at the end if some are damaged."""
     damaged = []
-    for clip in clips:
-        if entry := store.read(clip):
-            yield entry
-        else:
-            damaged.append(clip)
+    for first in range(0, len(clips), size):
+        batch = clips[first : first + size]
+        entries = [store.read(clip) for clip in batch]
+        damaged += [clip for clip, entry in zip(batch, entries, strict=True) if not entry]
+        yield [entry.features for entry in entries if entry]
     if damaged:
         raise _without_features(store, damaged)
 
 
-def _padded(entries: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return features float16 [N,T,D], padded, and their lengths int64 [N]."""
-    features = [torch.from_numpy(entry.features) for entry in entries]
-    return nn.utils.rnn.pad_sequence(features, batch_first=True), torch.tensor([len(values) for values in features])
+def padded(features: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features [N,T,D], padded with zeros, and their lengths int64 [N]."""
+    tensors = [torch.from_numpy(values) for values in features]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True), torch.tensor([len(values) for values in features])
 
 
 def _without_features(store: FeatureStore, clips: list[Clip]) -> KinemaError:

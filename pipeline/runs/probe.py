@@ -1,0 +1,67 @@
+"""How much a classifier uses time: its accuracy on test clips with other orders of frames, and with fewer of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.base.progress import progress
+from pipeline.data.clip import Clip
+from pipeline.features.store import FeatureStore
+from pipeline.models.classifier import Classifier
+from pipeline.runs.dataset import padded, read_batches
+from pipeline.runs.metrics import group_interval
+
+
+def _first(number: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Sample the centres of `number` equal segments of a clip's frames."""
+    return lambda features_TD: features_TD[((np.arange(number) + 0.5) * len(features_TD) / number).astype(int)]
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "as_is": lambda features_TD: features_TD,
+    "shuffled": lambda features_TD: np.random.default_rng(0).permutation(features_TD),
+    "reversed": lambda features_TD: features_TD[::-1].copy(),
+    "frozen": lambda features_TD: features_TD[len(features_TD) // 2][None].repeat(len(features_TD), 0),
+    **{f"frames_{number}": _first(number) for number in (1, 2, 4, 8)},
+}
+"""What is done to the features [T,D] of a clip; `frozen` shows the middle frame all the time."""
+
+
+@torch.inference_mode()
+def probe(
+    store: FeatureStore, clips: list[Clip], classes: list[str], classifier: Classifier, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Return the top-1 accuracy for each change, its difference to `as_is`, and the 95 % interval of that (paired)."""
+    predictions: dict[str, list[torch.Tensor]] = {name: [] for name in CHANGES}
+    with progress("probe", len(clips), "clips") as bar:
+        for batch in read_batches(store, clips):
+            for name, change in CHANGES.items():
+                features_NTD, lengths_N = padded([change(features_TD) for features_TD in batch])
+                predictions[name].append(classifier(features_NTD.to(device), lengths_N).argmax(1).cpu())
+            bar.update(len(batch))
+    labels_N = np.array([classes.index(clip.label) for clip in clips])
+    groups = [clip.group for clip in clips]
+    hits_N = {name: (torch.cat(predicted).numpy() == labels_N).astype(float) for name, predicted in predictions.items()}
+    found = {}
+    for name, values_N in hits_N.items():
+        changed_N = values_N - hits_N["as_is"]
+        found[name] = {
+            "top1": float(values_N.mean()),
+            "difference": float(changed_N.mean()),
+            "ci95": group_interval(changed_N, groups),
+        }
+    return found
+
+
+def verdict(probed: dict[str, dict[str, Any]]) -> str:
+    """Say in a sentence whether the order of frames matters to the classifier."""
+    shuffled = probed["shuffled"]
+    low, high = shuffled["ci95"] or (0, 0)
+    if high < 0:
+        return (
+            f"The order of frames is used: shuffled, the accuracy changes by {shuffled['difference']:+.3f} "
+            f"(95 % CI {low:+.3f} to {high:+.3f})."
+        )
+    return "The order of frames is not shown to be used: shuffled, the accuracy is the same within the noise."
