@@ -1,29 +1,30 @@
 import numpy as np
 import pytest
 
-from pipeline.runs.metrics import group_interval, measure, most_confused, per_class
+from pipeline.runs.metrics import accuracies, group_interval, measure
 
 
 def test_measures_of_a_known_case():
     labels = np.array([0, 0, 0, 0, 1, 2])
     logits = np.eye(3)[[0, 0, 0, 1, 1, 0]]
-    measured = measure(logits, labels, list("aabbcd"))
-    assert measured["top1"] == 4 / 6
-    assert measured["top5"] == 1.0
+    scores = {"bilstm": logits, "majority": np.tile([3, 2, 1], (6, 1))}
+    measured = measure(scores, labels, list("aabbcd"), ["x", "y", "z"])
+    assert measured["head"] == "bilstm" and measured["top1"] == 4 / 6 and measured["top5"] == 1.0
     assert np.isclose(measured["mean_class"], (3 / 4 + 1 + 0) / 3)
     low, high = measured["top1_ci95"]
     assert 0 <= low < 4 / 6 < high <= 1
-    assert most_confused(logits.argmax(1), labels, ["x", "y", "z"]) == [
+    assert measured["most_confused"] == [
         {"class": "x", "taken_for": "y", "clips": 1},
         {"class": "z", "taken_for": "x", "clips": 1},
     ]
-    assert per_class(logits.argmax(1), labels, ["x", "y", "z"])[1] == {
-        "class": "y", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "clips": 1
-    }  # fmt: skip
+    assert measured["per_class"][1] == {"class": "y", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "clips": 1}
+    majority = measured["baselines"]["majority"]
+    assert majority["top1"] == 4 / 6 and majority["gain"] == 0  # One clip better, one worse.
+    assert majority["gain_ci95"][0] < 0 < majority["gain_ci95"][1]
 
 
 def test_classes_that_are_not_tested_do_not_count():
-    measured = measure(np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 1, 1]), list("abcd"))
+    measured = accuracies(np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 1, 1]), list("abcd"))
     assert np.isclose(measured["mean_class"], (1 + 1 / 3) / 2) and np.isclose(measured["macro_f1"], (1 + 1 / 2) / 2)
 
 

@@ -1,8 +1,7 @@
 """Classify videos with a run bundle, through the code of extraction."""
 
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,16 +31,7 @@ class Predictor:
     """A loaded bundle, for any number of files."""
 
     def __init__(self, run: str | Path, overrides: dict[str, Any] | None = None):
-        """Load the bundle.
-
-        Args:
-            run: the bundle's folder.
-            overrides: settings by dotted name, such as {"device": "cpu"}.
-
-        Raises:
-            ConfigError: a setting is unknown, or fixed by the run.
-            KinemaError: the bundle is incomplete, damaged, or made by another version of Kinema.
-        """
+        """Load the bundle in the folder `run`. `overrides` are settings by dotted name, such as {"device": "cpu"}."""
         bundle = Bundle(Path(run))
         bundle.require_complete()
         self.config = bundle.config(overrides or {}, OVERRIDABLE["predict"])
@@ -49,34 +39,31 @@ class Predictor:
         self.classes = bundle.classes
         self.classifier = next(iter(bundle.load_models(self.config, self.device).values()))
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
-        trained = bundle.config({})
-        if fingerprint(trained, self.backbone) != bundle.metadata()["fingerprint"]:
+        if fingerprint(bundle.config({}), self.backbone) != bundle.metadata()["fingerprint"]:
             raise KinemaError(
                 f"{run}: trained on features that another version of Kinema or timm made; extract and train again"
             )
 
     def __call__(self, videos: str | Path | Iterable[str | Path]) -> Iterator[tuple[Path, Prediction | Failure]]:
         """Yield (video, prediction or failure) in the given order, each video once."""
-        waiting = deque(dict.fromkeys(map(Path, [videos] if isinstance(videos, str | Path) else videos)))
-        clips = [Clip(id=os.fspath(video), path=video, label="", group="") for video in waiting]
+        paths = list(dict.fromkeys(map(Path, [videos] if isinstance(videos, str | Path) else videos)))
+        clips = [Clip(id=str(path), path=path, label="", group="") for path in paths]
         done: dict[Path, Prediction | Failure] = {}
-        for clip, outcome in clip_features(clips, self.backbone, self.config.sampling, self.config.decode):
-            done[clip.path] = outcome if isinstance(outcome, Failure) else self._classify(outcome)
-            while waiting and waiting[0] in done:
-                video = waiting.popleft()
-                yield video, done.pop(video)
+        with closing(clip_features(clips, self.backbone, self.config.sampling, self.config.decode)) as outcomes:
+            for path in paths:
+                while path not in done:
+                    clip, outcome = next(outcomes)
+                    done[clip.path] = outcome if isinstance(outcome, Failure) else self._classify(outcome)
+                yield path, done.pop(path)
 
     def best(self, prediction: Prediction, top: int = 5) -> list[dict[str, Any]]:
         """Return the most likely classes: [{"label": "Archery", "probability": 0.9312}, ...]."""
         values, order = prediction.logits.softmax(0).topk(min(top, len(self.classes)))
-        return [
-            {"label": self.classes[position], "probability": round(value, 4)}
-            for value, position in zip(values.tolist(), order.tolist(), strict=True)
-        ]
+        pairs = zip(values.tolist(), order.tolist(), strict=True)
+        return [{"label": self.classes[place], "probability": round(value, 4)} for value, place in pairs]
 
     @torch.inference_mode()
     def _classify(self, clip: ClipFeatures) -> Prediction:
-        frames = len(clip.features)
         features_1TD = torch.from_numpy(clip.features)[None].to(self.device, torch.float32)
-        logits_1C = self.classifier(features_1TD, torch.tensor([frames]))
-        return Prediction(logits_1C[0].cpu(), frames, clip.planned)
+        logits_1C = self.classifier(features_1TD, torch.tensor([len(clip.features)]))
+        return Prediction(logits_1C[0].cpu(), len(clip.features), clip.planned)

@@ -1,11 +1,11 @@
 """The run bundle: a folder with everything that a prediction needs.
 
 `config.yaml` holds the settings, `classes.txt` the classes in the order of the logits, `clips.csv` the clips with their
-splits and the SHA-256 of the files trained on, `backbone.safetensors` the CNN, `history.json` the epochs and
-`model.safetensors` the classifiers. The last is written last: with it a run is complete. `evaluate` adds
-`metrics.json`, `predictions.csv`, `report.md` and its pictures; those of other data go to `other_data/`.
+splits and the SHA-256 of the files trained on, `backbone.safetensors` the CNN, `history.json` the epochs, and
+`model.safetensors`, written last, the classifiers. `evaluate` adds its results, those of other data in `other_data/`.
 """
 
+import csv
 import dataclasses
 import functools
 import json
@@ -17,23 +17,25 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
-from pipeline.base.errors import ConfigError, KinemaError, first_line
-from pipeline.base.files import atomic_write, checksum, read_json
+from pipeline.base.errors import ConfigError, KinemaError, first_line, summarize
+from pipeline.base.files import atomic_write, checksum
 from pipeline.base.settings import build, to_yaml
 from pipeline.config import Config
-from pipeline.data.clip import Clip
+from pipeline.data.clip import Clip, clip_id, segment_of
+from pipeline.data.formats import CSV_COLUMNS
 from pipeline.data.splits import Dataset
 from pipeline.features.entry import Header
+from pipeline.features.index import read_content
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
-from pipeline.runs.clip_list import TEXT, ClipList, sha256
 
 FORMAT = "2"
 """Version of the bundle. Increase it when an older bundle can no longer be read."""
-
-METADATA = ("format", "identity", "fingerprint", "split", "kinds", "backbone_sha256", "clips_sha256", "checksum")
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
+"""File names need not be valid text."""
 
 
 class Bundle:
@@ -49,12 +51,7 @@ class Bundle:
         self.history_file = folder / "history.json"
 
     def require_complete(self) -> None:
-        """Check that the bundle can be used.
-
-        Raises:
-            ConfigError: the folder does not exist.
-            KinemaError: a file is missing, or another version of Kinema wrote the bundle.
-        """
+        """Raise a KinemaError if a file is missing, or if another version of Kinema wrote the bundle."""
         if not self.folder.is_dir():
             raise ConfigError(f"{self.folder}: no such run; `kinema train` makes one, such as data/runs/demo")
         if missing := self.missing():
@@ -73,130 +70,128 @@ class Bundle:
     @property
     def classes(self) -> list[str]:
         """Classes in the order of the logits."""
-        return self.classes_file.read_text(**TEXT).splitlines()
+        return self.classes_file.read_text(encoding="utf-8").splitlines()
+
+    def clips(self, root: Path) -> dict[Clip, str]:
+        """Read the clips of the training's data set, in `root`, with the SHA-256 of those trained on, '' for others."""
+        self._require_unchanged(self.clips_file)
+        clips = {}
+        with self.clips_file.open(newline="", **TEXT) as stream:
+            for row in csv.DictReader(stream):
+                start, end = (float(row[name]) if row[name] else None for name in ("start", "end"))
+                columns = {column: row[column] for column in ("label", "group", "split")}
+                name, path = clip_id(row["path"], start, end), root / row["path"]
+                clips[Clip(id=name, path=path, start=start, end=end, **columns)] = row["sha256"]
+        return clips
+
+    @functools.cached_property
+    def trained_on(self) -> dict[Clip, str]:
+        """Train and val clips, with the SHA-256 of their files."""
+        return {clip: digest for clip, digest in self.clips(Path()).items() if digest}
+
+    def dataset(self, root: Path) -> Dataset:
+        """Return the data set of the training, with the splits that it had then."""
+        return Dataset([*self.clips(root)], self.classes, json.loads(self.metadata()["split"]))
+
+    def is_in(self, root: Path) -> bool:
+        """Whether `root` holds this data set: some of its files, and the first of those trained on with its content."""
+        there = {clip.path: digest for clip, digest in self.clips(root).items() if clip.path.is_file()}
+        trained_on = [(path, digest) for path, digest in there.items() if digest]
+        return bool(there) and all(read_content(path)[2] == digest for path, digest in trained_on[:1])
+
+    def copies(self, found: dict[Clip, Header]) -> dict[Clip, Clip]:
+        """Map test clips that are copies of files trained on to the clip trained on, of the same segment if possible.
+
+        Raise if test clips, or others of their groups, were trained on. Where a file is its own group, the content
+        decides, since two data sets may have files of the same name.
+        """
+        file_of = {clip: clip.id.removesuffix(segment_of(clip)) for clip in [*self.trained_on, *found]}
+        files = {(file_of[clip], digest) for clip, digest in self.trained_on.items()}
+        groups = {clip.group for clip in self.trained_on}
+        seen = [
+            clip.id
+            for clip, header in found.items()
+            if (file_of[clip], header.sha256) in files or (clip.group in groups and clip.group != file_of[clip])
+        ]
+        if seen:
+            raise KinemaError(
+                f"{len(seen)} of {len(found)} test clips, or others of their groups, were trained on: "
+                f"{summarize(seen)}; leave them out, or rename the groups if they are of other recordings"
+            )
+        of_file = {digest: clip for clip, digest in self.trained_on.items()}
+        of_segment = {(digest, segment_of(clip)): clip for clip, digest in self.trained_on.items()}
+        return {
+            clip: of_segment.get((header.sha256, segment_of(clip)), of_file[header.sha256])
+            for clip, header in found.items()
+            if header.sha256 in of_file
+        }
 
     def begin(self, config: Config, dataset: Dataset, found: dict[Clip, Header], backbone_file: Path) -> None:
         """Write everything except the classifiers; `found` are the train and val clips that have features."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.config_file) as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
-        self.classes_file.write_text("".join(f"{name}\n" for name in dataset.classes), **TEXT)
-        ClipList(self.clips_file).write(dataset.clips, config.data.root, found)
+        self.classes_file.write_text("".join(f"{name}\n" for name in dataset.classes), encoding="utf-8")
+        with self.clips_file.open("w", newline="", **TEXT) as stream:
+            writer = csv.DictWriter(stream, (*CSV_COLUMNS, "sha256"), extrasaction="ignore")
+            writer.writeheader()
+            for clip in dataset.clips:
+                digest = found[clip].sha256 if clip in found else ""
+                writer.writerow(vars(clip) | {"path": clip.path.relative_to(config.data.root), "sha256": digest})
         self.backbone_file.unlink(missing_ok=True)
         try:
             os.link(backbone_file, self.backbone_file)  # Takes no space on the same disk.
         except OSError:
             shutil.copyfile(backbone_file, self.backbone_file)
 
-    def dataset(self, root: Path) -> Dataset:
-        """Return the data set of the training, with the splits that it had then.
-
-        Raises:
-            ConfigError: there is no folder `root`.
-        """
-        if not root.is_dir():
-            raise ConfigError(f"data.root: no such folder: {root.absolute()}; --data.root names that of the videos")
-        return Dataset([*self.clip_list.read(root)], self.classes, json.loads(self.metadata()["split"]))
-
-    @functools.cached_property
-    def clip_list(self) -> ClipList:
-        """The clips of the training's data set.
-
-        Raises:
-            KinemaError: the file is missing, or changed since training.
-        """
-        if not self.clips_file.exists() or sha256(self.clips_file) != self.metadata().get("clips_sha256"):
-            raise KinemaError(f"{self.clips_file}: missing, or changed since training; delete it and train again")
-        return ClipList(self.clips_file)
-
-    def save_models(
-        self, classifiers: dict[str, Classifier], history: dict[str, Any], metadata: dict[str, str]
-    ) -> None:
-        """Write the history and the classifiers by kind, the run's own first.
-
-        `metadata` has the `identity` of the training, the `fingerprint` of the features and the `split` as JSON.
-        """
+    def save_models(self, classifiers: dict[str, Classifier], history: dict, metadata: dict[str, str]) -> None:
+        """Write history and classifiers, the run's own first, with `identity`, `fingerprint` and `split` (JSON)."""
         self.history_file.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-        tensors = {
-            f"{kind}.{name}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for kind, classifier in classifiers.items()
-            for name, value in classifier.state_dict().items()
-        }
+        state = nn.ModuleDict(classifiers).state_dict()
+        tensors = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
         metadata = metadata | {"format": FORMAT, "kinds": " ".join(classifiers)}
-        metadata |= {"backbone_sha256": sha256(self.backbone_file), "clips_sha256": sha256(self.clips_file)}
-        metadata |= {"checksum": _checksum(tensors, metadata)}
+        metadata |= {f"{file.stem}_sha256": read_content(file)[2] for file in (self.backbone_file, self.clips_file)}
+        metadata["checksum"] = _checksum(tensors, metadata)
         with atomic_write(self.model_file) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 
     def metadata(self) -> dict[str, str]:
-        """Return what `save_models` was given; {} if the run is not trained yet.
-
-        Raises:
-            KinemaError: the file is damaged, or of another version.
-        """
+        """Read what `save_models` was given; {} if the run is not trained yet."""
         if not self.model_file.exists():
             return {}
-        metadata = self._open().metadata() or {}
-        if metadata.get("format") != FORMAT or not metadata.keys() >= {*METADATA}:
-            raise KinemaError(
-                f"{self.model_file}: of another version of Kinema (format {metadata.get('format', 1)}, this version "
-                f"reads {FORMAT}); delete {self.folder} and train again"
-            )
+        try:
+            self.model_file.open("rb").close()  # Raises PermissionError, which safetensors reports as a missing file.
+            with safetensors.safe_open(self.model_file, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except safetensors.SafetensorError as error:
+            raise KinemaError(f"{self.model_file}: damaged ({error}); delete it and train again") from None
+        if (version := metadata.get("format", "1")) != FORMAT:
+            formats = f"format {version}, this version reads {FORMAT}"
+            raise KinemaError(f"{self.folder}: of another version of Kinema ({formats}); delete it and train again")
         return metadata
 
     def load_models(self, config: Config, device: torch.device) -> dict[str, Classifier]:
-        """Load the classifiers by kind, the run's own first.
-
-        Raises:
-            KinemaError: the file is damaged, or it or the CNN has changed since training.
-        """
-        metadata, file = self.metadata(), self._open()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
-        if metadata.pop("checksum") != _checksum(tensors, metadata):
+        """Load the classifiers by kind, the run's own first; check that they and the CNN have not changed."""
+        metadata, tensors = self.metadata(), safetensors.torch.load_file(self.model_file)
+        if metadata.pop("checksum", None) != _checksum(tensors, metadata):
             raise KinemaError(f"{self.model_file}: damaged since training; delete it and train again")
-        if metadata["backbone_sha256"] != sha256(self.backbone_file):
-            raise KinemaError(
-                f"{self.backbone_file}: not the CNN that the run was trained with; delete {self.model_file.name} "
-                "and train again"
-            )
-        loaded = {}
+        self._require_unchanged(self.backbone_file)
+        classifiers = nn.ModuleDict()
+        for kind in metadata["kinds"].split():
+            basis, motion_basis = (tensors[f"{kind}.reduction.{name}"] for name in ("basis", "motion_basis"))
+            reduction = Reduction(*basis.shape, motion_basis.shape[1])
+            head = Head.build(reduction.widths, len(self.classes), dataclasses.replace(config.head, kind=kind))
+            classifiers[kind] = Classifier(reduction, head)
         try:
-            for kind in metadata["kinds"].split():
-                prefix = f"{kind}."
-                state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-                head = dataclasses.replace(config.head, kind=kind)
-                reduction = Reduction(*state["reduction.basis"].shape, state["reduction.motion_basis"].shape[1])
-                classifier = Classifier(reduction, Head.build(reduction.widths, len(self.classes), head))
-                classifier.load_state_dict(state)
-                loaded[kind] = classifier.to(device).eval()
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = first_line(error)
-            raise KinemaError(f"{self.model_file}: does not fit config.yaml and classes.txt: {reason}") from None
-        return loaded
+            classifiers.load_state_dict(tensors)
+        except RuntimeError as error:
+            message = f"{self.model_file}: does not fit config.yaml and classes.txt: {first_line(error)}"
+            raise KinemaError(message) from None
+        return dict(classifiers.to(device).eval().items())
 
-    def history(self) -> dict[str, list[dict[str, float]]]:
-        """Read the records of the epochs, by kind.
-
-        Raises:
-            KinemaError: the file is damaged or missing.
-        """
-        try:
-            stages = read_json(self.history_file).items()
-            return {
-                kind: [{key: float(value) for key, value in record.items()} for record in records]
-                for kind, records in stages
-            }
-        except (OSError, AttributeError, TypeError, ValueError):
-            raise KinemaError(f"{self.history_file}: damaged; delete {self.folder} and train again") from None
-
-    def _open(self) -> safetensors.safe_open:
-        try:
-            self.model_file.open("rb").close()  # Raises PermissionError, which safetensors reports as a missing file.
-            return safetensors.safe_open(self.model_file, framework="pt")
-        except safetensors.SafetensorError as error:
-            raise KinemaError(
-                f"{self.model_file}: not a readable safetensors file ({error}); delete it and train again"
-            ) from None
+    def _require_unchanged(self, file: Path) -> None:
+        if not file.exists() or read_content(file)[2] != self.metadata().get(f"{file.stem}_sha256"):
+            raise KinemaError(f"{file}: missing, or changed since training; delete {self.model_file} and train again")
 
 
 def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
