@@ -5,6 +5,7 @@ Video action recognition with a frozen CNN, cached features and a BiLSTM.
   extract   Compute the features of a data set and cache them.
   train     Train a head on cached features, with the mean of frames as baseline.
   evaluate  Measure a trained run on its test split.
+  probe     Show how much a trained run uses time.
   predict   Classify video files.
   failures  Show which clips could not be read and why.
   store     List, verify or prune the cached features.
@@ -79,12 +80,12 @@ def _shard(text: str) -> tuple[int, int]:
 VERBS = dict(line.split(maxsplit=1) for line in __doc__.splitlines() if line.startswith("  "))
 ARGUMENTS = (
     ("extract train failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
-    ("evaluate predict", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
+    ("evaluate probe predict", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
     ("extract", "--shard", dict(type=_shard, metavar="I/N", default=(1, 1), help="process only the I-th of N parts")),
     ("extract", "--retry-failed", dict(action="store_true", help="try clips again that failed before")),
     ("train", "--run", dict(metavar="NAME", help="name of the run (default: name of the config file)")),
     ("predict", "videos", dict(type=Path, nargs="+", metavar="VIDEO", help="put -- before names that start with -")),
-    ("predict", "--json", dict(action="store_true", dest="as_json", help="print a JSON object per file")),
+    ("predict probe", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
     ("store", "action", dict(nargs="?", default="list", metavar="list|verify|prune", help="default: list")),

@@ -19,6 +19,7 @@ Tracking = Literal["auto", "online", "offline", "off"]
 
 OVERRIDABLE: dict[str, tuple[str, ...]] = {
     "evaluate": ("data", "store", "decode", "max_missing", "device", "tracking"),
+    "probe": ("data", "store", "decode", "max_missing", "device"),
     "predict": ("device", "decode", "backbone.engine", "backbone.precision"),
     "store": ("store",),
 }

@@ -7,24 +7,19 @@ import csv
 import functools
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from pipeline.base.device import resolve_device
-from pipeline.base.errors import KinemaError, summarize
 from pipeline.base.files import read_json
-from pipeline.config import OVERRIDABLE, Config, SamplingConfig
+from pipeline.config import Config, SamplingConfig
 from pipeline.data.clip import Clip, segment_of
-from pipeline.data.formats import read_clips
-from pipeline.data.splits import Dataset
-from pipeline.features.store import FeatureStore
 from pipeline.runs import metrics, report
-from pipeline.runs.bundle import Bundle
-from pipeline.runs.dataset import classify, find_clips, load_clips, warn_of_conflicts
+from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
+from pipeline.runs.probe import probe_time
+from pipeline.runs.tested import open_tested
 from pipeline.runs.tracking import Tracker
 from pipeline.video.transform import ResizeAndCrop, read_frames
 from pipeline.video.workers import Failure, run_isolated
@@ -35,14 +30,8 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
 
     The override `data.root` names the run's videos if they have moved. Other data has its own report in `other_data/`.
     """
-    bundle = Bundle(run)
-    bundle.require_complete()
-    config = bundle.config(overrides, OVERRIDABLE["evaluate"])
-    device = resolve_device(config.device)
-    classifiers, history = bundle.load_models(config, device), read_json(bundle.history_file)
-    dataset, is_own = _test_data(bundle, config, overrides)
-    store = FeatureStore.of(config, bundle.metadata()["fingerprint"])
-    found = find_clips(store, dataset, "test", config.max_missing)
+    bundle, config, device, classifiers, dataset, is_own, store, found = open_tested(run, overrides)
+    history = read_json(bundle.history_file)
     copies = bundle.copies(found)
     warn_of_conflicts(found)
     clips, classes = list(found), dataset.classes
@@ -64,6 +53,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         "seed": config.train.seed,
         **metrics.measure(logits, test.labels_N.numpy(), [clip.group for clip in clips], classes),
     }
+    result["probe"] = probe_time(store, clips, classes, next(iter(classifiers.values())), device)
     rows = _predictions(clips, logits, classes, copies)
     lines = sorted(f"{clip.id}\t{clip.label}\t{clip.group}\t{header.sha256}\n" for clip, header in found.items())
     content = hashlib.sha256("".join(lines).encode()).hexdigest()[:8]
@@ -77,18 +67,6 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     report.write_report(folder, result, rows, history)
     print(*report.summary(result), f"report: {folder / 'report.md'}", sep="\n")
     _track(config, run, folder, result, dict(zip(clips, rows, strict=True)))
-
-
-def _test_data(bundle: Bundle, config: Config, overrides: dict[str, str]) -> tuple[Dataset, bool]:
-    """Return the data set to test on, and whether it is that of the training. Other data without splits is all test."""
-    changed = {name for name in overrides if name.startswith("data.")}
-    if not changed or (changed == {"data.root"} and bundle.is_in(config.data.root)):
-        return bundle.dataset(config.data.root), True
-    clips, _, split = read_clips(config.data)
-    tested = [replace(clip, split="test") for clip in clips if clip.split in ("test", "")]
-    if unknown := sorted({clip.label for clip in tested} - {*bundle.classes}):
-        raise KinemaError(f"{bundle.folder}: the run has no class {summarize(unknown)}; train a new one")
-    return Dataset(tested, bundle.classes, split), False
 
 
 def _predictions(

@@ -14,6 +14,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
+from pipeline.base.files import read_json
 from pipeline.features.store import FeatureStore
 from pipeline.runs.bundle import Bundle
 
@@ -88,7 +89,7 @@ def test_training_is_deterministic_and_survives_a_kill(settings_of_small_set, tr
 
 def test_refit_trains_on_train_and_val(small_set, settings_of_small_set, trained, tmp_path):
     bundle = Bundle(trained)
-    history = bundle.history()
+    history = read_json(bundle.history_file)
     assert "val_loss" in history["bilstm"][-1] and "val_loss" not in history["bilstm-refit"][-1]
     kinema("train", *settings_of_small_set, "--runs", tmp_path, "--train.epochs", 12, "--train.refit", "false")
     config = bundle.config({})

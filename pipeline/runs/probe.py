@@ -30,7 +30,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @torch.inference_mode()
-def probe(
+def probe_time(
     store: FeatureStore, clips: list[Clip], classes: list[str], classifier: Classifier, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Return the top-1 accuracy for each change, its difference to `as_is`, and the 95 % interval of that (paired)."""
@@ -53,15 +53,3 @@ def probe(
             "ci95": group_interval(changed_N, groups),
         }
     return found
-
-
-def verdict(probed: dict[str, dict[str, Any]]) -> str:
-    """Say in a sentence whether the order of frames matters to the classifier."""
-    shuffled = probed["shuffled"]
-    low, high = shuffled["ci95"] or (0, 0)
-    if high < 0:
-        return (
-            f"The order of frames is used: shuffled, the accuracy changes by {shuffled['difference']:+.3f} "
-            f"(95 % CI {low:+.3f} to {high:+.3f})."
-        )
-    return "The order of frames is not shown to be used: shuffled, the accuracy is the same within the noise."

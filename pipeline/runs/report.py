@@ -11,8 +11,8 @@ from sklearn.metrics import confusion_matrix
 
 from pipeline.base.errors import printable
 
-NAMES = {"bilstm": "BiLSTM", "transformer": "Transformer", "pyramid": "temporal pyramid", "mean": "mean of frames"}
-NAMES |= {"majority": "majority class"}
+NAMES = {"bilstm": "BiLSTM", "lstm": "LSTM", "transformer": "Transformer", "lstm_transformer": "LSTM + Transformer"}
+NAMES |= {"pyramid": "temporal pyramid", "mean": "mean of frames", "majority": "majority class"}
 
 
 def summary(metrics: dict[str, Any]) -> list[str]:
@@ -42,6 +42,19 @@ def summary(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
+def time_lines(probed: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a table of a probe, and a sentence on whether the order of frames matters to the classifier."""
+    rows = []
+    for name, values in probed.items():
+        interval = "–".join(f"{edge:+.3f}" for edge in values["ci95"] or []) or "none"
+        rows.append({"frames": name.replace("_", " "), "top1": values["top1"], "change": values["difference"]})
+        rows[-1]["95 % CI (paired)"] = interval
+    low, high = probed["shuffled"]["ci95"] or (0, 0)
+    lost = f"shuffled frames change the accuracy by {probed['shuffled']['difference']:+.3f}"
+    used = f"Time is used: {lost} (95 % CI {low:+.3f} to {high:+.3f})."
+    return [_table([*rows[0]], rows), used if high < 0 else f"Time is not shown to be used: {lost}."]
+
+
 def write_report(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]], history: dict[str, Any]) -> None:
     """Write report.md, confusion.png and curves.png; `rows` are those of predictions.csv."""
     tested = [row for row in metrics["per_class"] if row["clips"]]
@@ -57,6 +70,8 @@ def write_report(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any
         "All predictions are in predictions.csv.",
         "## Classes",
         _table(["class", "recall", "precision", "f1", "clips"], sorted(tested, key=lambda row: row["recall"])),
+        "## Use of time",
+        *time_lines(metrics["probe"]),
         "## Training",
         "![curves](curves.png)\n",
     ]

@@ -1,0 +1,23 @@
+"""Show how much a trained run uses time: its accuracy on test clips in other orders of frames, and with fewer frames.
+
+kinema probe data/runs/ucf101 --json
+"""
+
+import json
+from pathlib import Path
+
+from pipeline.runs import report
+from pipeline.runs.probe import probe_time
+from pipeline.runs.tested import open_tested
+
+
+def probe(run: Path, as_json: bool, overrides: dict[str, str]) -> None:
+    """Print the accuracy of the run's head for each change of its test clips, as a table or as JSON."""
+    tested = open_tested(run, overrides)
+    tested.bundle.copies(tested.found)  # Raises if test clips were trained on.
+    head = next(iter(tested.classifiers.values()))
+    probed = probe_time(tested.store, list(tested.found), tested.dataset.classes, head, tested.device)
+    if as_json:
+        print(json.dumps({name: values["top1"] for name, values in probed.items()}))
+    else:
+        print(*report.time_lines(probed), sep="\n")
