@@ -44,7 +44,9 @@ class SamplingConfig:
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
     workers: Annotated[int, Ge(0), "Decoding processes. 0: one per core."] = 0
-    timeout: Annotated[float, Interval(gt=0, le=86400), "Seconds per clip. PyAV alone gets the second half."] = 60.0
+    timeout: Annotated[float, Interval(gt=0, le=86400), "Seconds per attempt. If it hangs, PyAV alone tries again."] = (
+        60.0
+    )
     memory_limit: Annotated[PositiveFloat, "GiB per decoding process. Above it the clip is recorded as failed."] = 4.0
     min_readable: Annotated[Fraction, "Fraction of the sampled frames that a damaged clip needs to be kept."] = 0.5
     max_pixels: Annotated[PositiveInt, "Largest frame size in pixels. Files with larger frames fail."] = 7680 * 4320

@@ -2,14 +2,15 @@
 
     python scripts/torture.py --seed 0 --files 2000
 
-Makes damaged files from generated clips, and from real ones in the folder that KINEMA_TEST_CLIPS names, if any. Then
-checks that every healthy clip has the very features of an undisturbed run; that every damaged one has features of the
-frames that a strict decode of its file gives (of some of the planned frames, if it is marked as partial), or stands in
-the ledger; and that neither process nor temporary file is left. Ends with 1 if anything is not as it should be.
+Damages generated clips, and real ones in the folder that KINEMA_TEST_CLIPS names, if any. Checks that every healthy
+clip has the same features as in an undisturbed run; that every damaged one has the features of the frames that a strict
+decode of its file gives (of fewer than planned, if it is partial), or is recorded as failed; and that no process or
+temporary file is left. Exits with 1 if a check fails.
 """
 
 import argparse
 import contextlib
+import hashlib
 import os
 import random
 import signal
@@ -30,34 +31,33 @@ from av.bitstream import BitStreamFilterContext
 
 from pipeline.config import BackboneConfig
 from pipeline.features.backbone import Backbone
-from pipeline.features.entry import ClipFeatures, decode_entry
-from pipeline.features.ledger import Ledger
+from pipeline.features.entry import ClipFeatures, read_entry
 from pipeline.video.bitstream import is_disposable
 from pipeline.video.picture import Converter
 from pipeline.video.timestamps import VideoTable, open_video, read_table
 
 FRAMES = 8
 DEADLINE = 8
-TOKEN = "KINEMA_TORTURE"
-"""An environment variable by which all processes of a run are found."""
+TOKEN = "KINEMA_TORTURE"  # An environment variable by which all processes of a run are found.
+OUTCOMES = ("as strictly decoded", "partial", "recorded as failed", "not a readable file", "WRONG", "lost")
 
 
 def generate(folder: Path) -> list[Path]:
-    """Makes healthy clips: MPEG-4 AVI, H.264 MP4, VP9 WebM."""
+    """Make healthy clips: MPEG-4 AVI, H.264 MP4, VP9 WebM."""
     script = Path(__file__).with_name("make_demo_data.py")
     subprocess.run([sys.executable, script, folder, "--groups", "6", "--clips", "1"], check=True, capture_output=True)
     return sorted((folder / "videos").rglob("*.*"))
 
 
 def real_clips() -> list[Path]:
-    """Finds real clips, at most forty of each kind."""
+    """Find real clips, at most forty of each kind."""
     root = os.environ.get("KINEMA_TEST_CLIPS")
     found = sorted(Path(root).rglob("v_*.*")) if root else []
     return [path for suffix in (".avi", ".mp4") for path in [p for p in found if p.suffix == suffix][:40]]
 
 
 def damage(rng: random.Random, sources: list[Path], folder: Path, number: int) -> str:
-    """Makes one damaged file and returns in what way."""
+    """Make one damaged file and return the kind of damage."""
     source = rng.choice(sources)
     other = rng.choice(sources).read_bytes()
     content = bytearray(source.read_bytes())
@@ -105,7 +105,7 @@ def damage(rng: random.Random, sources: list[Path], folder: Path, number: int) -
 
 
 def start_extraction(videos: Path, store: Path, token: str, *more: str) -> subprocess.Popen:
-    """Starts `kinema extract` in a process group of its own."""
+    """Start `kinema extract` in a process group of its own."""
     command = [sys.executable, "-m", "pipeline.cli", "extract", "--data.root", videos]
     command += ["--store", store, "--sampling.frames", FRAMES, "--decode.timeout", DEADLINE, *more]
     environment = {**os.environ, TOKEN: token}
@@ -121,7 +121,7 @@ def start_extraction(videos: Path, store: Path, token: str, *more: str) -> subpr
 
 
 def finish(process: subprocess.Popen) -> str:
-    """Waits for an extraction to end well, and returns what it printed last."""
+    """Wait for an extraction to succeed, and return its summary line."""
     printed, _ = process.communicate()
     if process.returncode:
         sys.exit(f"extraction ended with {process.returncode}:\n{printed}")
@@ -129,13 +129,13 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """Kills the whole process group."""
+    """Kill the whole process group."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
 def processes_of(token: str) -> list[psutil.Process]:
-    """Finds all processes of a run."""
+    """Find all processes of a run."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -147,9 +147,15 @@ def processes_of(token: str) -> list[psutil.Process]:
 
 
 def entries_of(store: Path) -> dict[str, ClipFeatures]:
-    """Reads all entries by clip."""
-    read = (decode_entry(path) for path in store.glob("*/??/[!.]*.safetensors"))
-    return {clip_id: entry for clip_id, entry, _ in read}
+    """Read all entries by key."""
+    return {path.stem: read_entry(path) for path in store.glob("*/??/*.safetensors")}
+
+
+def key_of(path: Path) -> str | None:
+    """Return the key of a file in the store, None if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return None
 
 
 def same(one: ClipFeatures, other: ClipFeatures) -> bool:
@@ -158,7 +164,7 @@ def same(one: ClipFeatures, other: ClipFeatures) -> bool:
 
 
 class WorkerKiller(threading.Thread):
-    """Kills a worker of a run every now and then."""
+    """Kill a worker of a run every now and then."""
 
     def __init__(self, token: str, rng: random.Random):
         super().__init__(daemon=True)
@@ -181,7 +187,7 @@ def strictly_decoded(path: Path, indices: np.ndarray) -> list[dict[int, np.ndarr
 
     Returns:
         uint8 [H,W,3] by index, without what comes after damage and before the next keyframe; once with every frame
-        decoded, once without those that are not asked for and on which no other is built.
+        decoded, once without unwanted frames that no other refers to.
     """
     table = read_table(path)
     ways = []
@@ -192,7 +198,7 @@ def strictly_decoded(path: Path, indices: np.ndarray) -> list[dict[int, np.ndarr
 
 
 def _strictly_decoded(path: Path, table: VideoTable, asked: set[int] | None) -> dict[int, av.VideoFrame]:
-    """Decode from the start to the end; `asked`: leave out what is not asked for and no frame is built on."""
+    """Decode from the start to the end, without frames that are not in `asked` and that no other refers to."""
     index_of = {row: index for index, row in enumerate(table.rows_N[: table.present].tolist())}
     ranks = {row: rank for rank, row in enumerate(table.rows_N.tolist())} | {len(table.packets): len(table.rows_N)}
     shown: dict[int, av.VideoFrame] = {}
@@ -242,10 +248,62 @@ def agrees(path: Path, entry: ClipFeatures, backbone: Backbone) -> bool:
     return False
 
 
+def make_files(rng: random.Random, root: Path, number: int) -> dict[Path, str]:
+    """Make healthy/ and all/, which has the same clips and damaged ones; return the kinds of damage."""
+    sources = generate(root / "sources") + real_clips()
+    for folder in ("healthy/Healthy", "all/Healthy", "all/Damaged"):
+        (root / folder).mkdir(parents=True)
+    for n in range(max(12, number // 10)):
+        source = rng.choice(sources)
+        for folder in ("healthy/Healthy", "all/Healthy"):
+            (root / folder / f"h{n:05d}{source.suffix}").symlink_to(source)
+    kinds = {}
+    for n in range(number):
+        kind = damage(rng, sources, root / "all/Damaged", n)
+        [path] = (root / "all/Damaged").glob(f"d{n:05d}.*")
+        kinds[path] = kind
+    return kinds
+
+
+def disturb(rng: random.Random, root: Path, token: str, kills: int, files: int) -> None:
+    """Extract all/ while single workers and whole runs are killed."""
+    killer = WorkerKiller(token, rng)
+    killer.start()
+    for number in range(kills):
+        process = start_extraction(root / "all", root / "store", token)
+        time.sleep(rng.uniform(4, 8 + files / 100))
+        if process.poll() is None:
+            print(f"killed whole, time {number + 1}: {len(entries_of(root / 'store'))} entries")
+            kill_all(process)
+        else:
+            print(f"ended before it was killed: {finish(process)}")
+    print("disturbed:", finish(start_extraction(root / "all", root / "store", token)))
+    killer.done.set()
+    killer.join()
+    for path in (root / "store").glob("*/tmp/*"):
+        os.utime(path, (0, 0))  # As if a day had passed.
+    # As a user would after being told that some clips failed.
+    print("the last run:", finish(start_extraction(root / "all", root / "store", token, "--retry-failed")))
+    print(f"{killer.killed} workers killed")
+
+
+def outcome_of(path: Path, entries: dict[str, ClipFeatures], failed: set[str], backbone: Backbone) -> str:
+    """Return what became of a damaged file, one of OUTCOMES."""
+    key = key_of(path)
+    if key is None:
+        return "not a readable file"
+    if key not in entries:
+        return "recorded as failed" if key in failed else "lost"
+    entry = entries[key]
+    if not agrees(path, entry, backbone):
+        return "WRONG"
+    return "partial" if len(entry.indices) < entry.planned else "as strictly decoded"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--files", type=int, default=2000, help="damaged files; a tenth as many healthy ones go along")
+    parser.add_argument("--files", type=int, default=2000, help="damaged files, beside a tenth as many healthy ones")
     parser.add_argument("--kills", type=int, default=3, help="how often the whole run is killed")
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -254,80 +312,41 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kinema-torture-") as temporary:
         root = Path(temporary)
-        sources = generate(root / "sources") + real_clips()
-        for folder in ("healthy/Healthy", "all/Healthy", "all/Damaged"):
-            (root / folder).mkdir(parents=True)
-        for number in range(max(12, args.files // 10)):
-            source = rng.choice(sources)
-            for folder in ("healthy/Healthy", "all/Healthy"):
-                (root / folder / f"h{number:05d}{source.suffix}").symlink_to(source)
-        kinds: dict[str, str] = {}
-        for number in range(args.files):
-            kind = damage(rng, sources, root / "all/Damaged", number)
-            [path] = (root / "all/Damaged").glob(f"d{number:05d}.*")
-            kinds[f"Damaged/{path.name}"] = kind
-
+        kinds = make_files(rng, root, args.files)
         print("undisturbed:", finish(start_extraction(root / "healthy", root / "undisturbed", token)))
-        undisturbed = entries_of(root / "undisturbed")
-        killer = WorkerKiller(token, rng)
-        killer.start()
-        for number in range(args.kills):
-            process = start_extraction(root / "all", root / "store", token)
-            time.sleep(rng.uniform(4, 8 + args.files / 100))
-            if process.poll() is None:
-                print(f"killed whole, time {number + 1}: {len(entries_of(root / 'store'))} entries")
-                kill_all(process)
-            else:
-                print(f"ended before it was killed: {finish(process)}")
-        print("disturbed:", finish(start_extraction(root / "all", root / "store", token)))
-        killer.done.set()
-        killer.join()
-        # As a user would, told that some clips ended two processes.
-        print("the last run:", finish(start_extraction(root / "all", root / "store", token, "--retry-failed")))
-        print(f"{killer.killed} workers killed")
+        disturb(rng, root, token, args.kills, args.files)
 
-        entries = entries_of(root / "store")
-        [setting] = (root / "store").iterdir()
-        ledger = Ledger(setting / "failures.jsonl").lines()
-        for clip, entry in undisturbed.items():
-            if clip not in entries:
-                problems.append(f"{clip}: healthy, but not there: {ledger.get(clip, {}).get('reason')}")
-            elif not same(entry, entries[clip]):
-                problems.append(f"{clip}: healthy, but other features than undisturbed")
+        undisturbed, entries = entries_of(root / "undisturbed"), entries_of(root / "store")
+        failed = {path.stem for path in (root / "store").glob("*/failed/*.json")}
+        for key, entry in undisturbed.items():
+            if key not in entries:
+                problems.append(f"{key}: healthy, but {'failed' if key in failed else 'lost'}")
+            elif not same(entry, entries[key]):
+                problems.append(f"{key}: healthy, but other features than undisturbed")
         backbone = Backbone(BackboneConfig(), torch.device("cpu"))
         table: dict[str, Counter[str]] = {}
-        for clip, kind in kinds.items():
-            outcome = "lost"
-            if clip in entries:
-                entry = entries[clip]
-                outcome = "partial" if len(entry.indices) < entry.planned else "as strictly decoded"
-                if not agrees(root / "all" / clip, entry, backbone):
-                    outcome = "WRONG"
-            elif clip in ledger:
-                outcome = "in the ledger"
+        for path, kind in kinds.items():
+            outcome = outcome_of(path, entries, failed, backbone)
             table.setdefault(kind, Counter())[outcome] += 1
             if outcome in ("lost", "WRONG"):
-                problems.append(f"{clip} ({kind}): {outcome}")
-        left = processes_of(token)
-        problems += [f"process {process.pid} is left" for process in left]
-        problems += [f"{path}: temporary file is left" for path in (root / "store").rglob("*.tmp")]
+                problems.append(f"{path.name} ({kind}): {outcome}")
+        problems += [f"process {process.pid} is left" for process in processes_of(token)]
+        problems += [f"{path}: temporary file is left" for path in (root / "store").glob("*/tmp/*")]
         verify = [sys.executable, "-m", "pipeline.cli", "store", "verify", "--store", str(root / "store")]
         verified = subprocess.run(verify, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-        print(verified.stdout.splitlines()[-1])
+        print(verified.stdout.strip())
         if verified.returncode:
             problems.append(verified.stderr.strip())
 
-    outcomes = ["as strictly decoded", "partial", "in the ledger", "WRONG", "lost"]
-    print(f"\n| {'damage':18} | files | " + " | ".join(outcomes) + " |")
-    print("|:--|" + "--:|" * (len(outcomes) + 1))
+    print(f"\n| {'damage':18} | files | " + " | ".join(OUTCOMES) + " |")
+    print("|:--|" + "--:|" * (len(OUTCOMES) + 1))
     for kind, counts in sorted(table.items()):
-        row = " | ".join(f"{counts[outcome]:{len(outcome)}}" for outcome in outcomes)
+        row = " | ".join(f"{counts[outcome]:{len(outcome)}}" for outcome in OUTCOMES)
         print(f"| {kind:18} | {counts.total():5} | {row} |")
-    verdict = "failed" if problems else "passed"
-    print(
-        f"\n{verdict}: seed {args.seed}, {args.files} damaged and {len(undisturbed)} healthy files, "
-        f"{time.monotonic() - began:.0f} s"
-    )
+    seconds = time.monotonic() - began
+    healthy = len(undisturbed)
+    print(f"\n{'failed' if problems else 'passed'}: seed {args.seed}, {args.files} damaged files, ", end="")
+    print(f"{healthy} healthy entries, {seconds:.0f} s")
     print(*problems, sep="\n")
     sys.exit(bool(problems))
 

@@ -49,12 +49,5 @@ def test_a_frame_that_lasts_long_is_repeated():
     assert list(plan_instants(np.array([0, 0.1, 0.2, 10, 10.1]), 4)) == [2, 2, 2, 2]
 
 
-def test_a_rate_gives_instants_per_second():
-    times_N = np.arange(251) / 25
-    assert len(plan_instants(times_N, 100, rate=2)) == 20
-    assert len(plan_instants(times_N, 16, rate=2)) == 16
-    assert len(plan_instants(times_N, 16, 0, 0.1, rate=2)) == 1
-
-
 def test_one_frame_gives_nothing():
     assert len(plan_instants(np.zeros(1), 16)) == 0

@@ -12,4 +12,4 @@ from conftest import REPOSITORY
 def test_torture():
     command = [sys.executable, REPOSITORY / "scripts" / "torture.py", "--files", "30", "--kills", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.returncode == 0 and "passed: seed 0, 30 damaged" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "passed: seed 0, 30 damaged files" in done.stdout, done.stdout + done.stderr

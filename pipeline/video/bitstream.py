@@ -1,18 +1,15 @@
-"""The kind of picture in a packet, from its headers: IDR pictures, and pictures on which no other is built."""
+"""Picture types from packet headers: IDR pictures, and pictures that no other picture refers to."""
 
 import re
 from collections.abc import Iterator
 
 import av
 
-IDR = {"h264": (5,), "hevc": (19, 20)}
-"""NAL unit types of IDR pictures (ITU-T H.264, table 7-1; H.265, table 7-1)."""
-
-PICTURE_HEADERS = {
+IDR = {"h264": (5,), "hevc": (19, 20)}  # NAL unit types (ITU-T H.264, table 7-1; H.265, table 7-1).
+PICTURE_HEADERS = {  # Patterns of B-frames, and of all frames (ISO/IEC 14496-2, 6.2.5; ITU-T H.262, 6.2.3).
     "mpeg4": (rb"\x00\x00\x01\xb6[\x80-\xbf]", rb"\x00\x00\x01\xb6."),
     "mpeg2video": (rb"\x00\x00\x01\x00.[\x18-\x1f\x58-\x5f\x98-\x9f\xd8-\xdf]", rb"\x00\x00\x01\x00."),
 }
-"""Patterns of the headers of B-frames, and of all frames (ISO/IEC 14496-2, 6.2.5; ITU-T H.262, 6.2.3)."""
 
 
 def is_idr(codec: str, extradata: bytes | None, packet: av.Packet) -> bool:
@@ -27,7 +24,7 @@ def is_idr(codec: str, extradata: bytes | None, packet: av.Packet) -> bool:
 
 
 def is_disposable(codec: str, extradata: bytes | None, packet: av.Packet) -> bool:
-    """Whether no picture is built on those of a packet, so that it need not be decoded; False where that is unknown."""
+    """Whether no picture refers to those of a packet, so decoding can skip it; False where that is unknown."""
     data = bytes(packet)
     if codec == "h264":
         slices = [header for header in _nal_headers(codec, extradata, data) if 1 <= header & 31 <= 5]

@@ -1,16 +1,14 @@
-"""A decoded frame -> RGB as players show it: rotated and mirrored by its display matrix."""
+"""Decoded frame -> RGB as players show it, rotated and mirrored by its display matrix. HDR is not tone-mapped."""
 
 import av
 import numpy as np
-
-from pipeline.video.timestamps import display_matrix
 
 
 class Converter:
     """Converts the frames of a file to upright RGB of the size of the first, uint8 [H,W,3]."""
 
     def __init__(self) -> None:
-        self.reformatter = av.video.reformatter.VideoReformatter()  # One for all: to set it up is most of the work.
+        self.reformatter = av.video.reformatter.VideoReformatter()  # Reused, because its setup is most of the work.
         self.shape: tuple[int, int] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
@@ -25,11 +23,12 @@ class Converter:
 
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, int]:
-    """Return whether the picture is mirrored left-right, and the quarter turns counterclockwise after that."""
-    matrix = display_matrix(frame)
-    if matrix is None:
-        return False, 0
-    mirrored = bool(np.linalg.det(matrix) < 0)
-    (a, b), _ = np.diag([-1, 1]) @ matrix if mirrored else matrix  # Row 0: where the stored x axis points, y down.
-    angle = np.degrees(np.arctan2(-b, a))
-    return mirrored, round(angle / 90) % 4 if abs(angle / 90 - round(angle / 90)) < 0.01 else 0
+    """Return whether to mirror the picture left-right, and the quarter turns counterclockwise after that."""
+    for data in frame.side_data:
+        if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+            matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2] / 65536
+            mirrored = bool(np.linalg.det(matrix) < 0)
+            a, b = matrix[0] * (-1 if mirrored else 1)  # Where the stored x axis points, y down.
+            turns = np.degrees(np.arctan2(-b, a)) / 90
+            return mirrored, round(turns) % 4 if abs(turns - round(turns)) < 0.01 else 0
+    return False, 0

@@ -1,4 +1,4 @@
-"""Frames with PyAV: start at the keyframe before, recognise every packet in the packet table, believe no damage."""
+"""Frames with PyAV: start at the keyframe before, identify every packet in the packet table, stop at damage."""
 
 import bisect
 import itertools
@@ -15,32 +15,22 @@ from pipeline.video.bitstream import is_disposable
 from pipeline.video.picture import Converter
 from pipeline.video.timestamps import Packet, VideoTable, open_video
 
-BY_BYTE = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v")
-"""Containers without an index, in which one seeks to a position in bytes."""
-
-ONE_TO_ONE = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
-"""Codecs that give a frame for each packet, so that one that does not come tells of damage."""
+BY_BYTE = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v")  # Containers without an index.
+ONE_TO_ONE = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")  # Codecs in which every packet gives a frame.
 
 
-def read_pyav(
-    path: Path, table: VideoTable, indices: np.ndarray, max_pixels: int = 7680 * 4320
-) -> dict[int, np.ndarray]:
-    """Decode the frames that can be believed.
+def read_pyav(path: Path, table: VideoTable, indices: np.ndarray, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the frames that are certain; return their indices, int64 [T], ascending, and pixels, uint8 [T,H,W,3].
 
     A frame is identified by the packet that it was made from; where the container has no presentation times, by the
     packet that made the decoder return it: from its first frames on, a decoder returns at most one for each packet.
-    After damage nothing is believed up to the next keyframe. Frames of another size than the first are scaled to it.
-
-    Returns:
-        uint8 [H,W,3] by frame index, ascending.
-
-    Raises:
-        DecodeError: the file cannot be opened.
+    After damage no frame is taken up to the next keyframe. Frames of another size than the first are scaled to it.
     """
-    found: dict[int, np.ndarray] = {}
+    found: list[int] = []
     wanted = deque(index for index in dict.fromkeys(indices.tolist()) if index < table.present)
-    convert = Converter()
-    with _Stream(path, table, max_pixels) as stream:
+    pixels, convert = np.empty((0, 0, 0, 3), np.uint8), Converter()
+    with ExitStack() as files:
+        stream = _Stream(files, path, table, max_pixels)
         while wanted:
             first = wanted[0]
             for start in stream.starts(first):
@@ -50,35 +40,27 @@ def read_pyav(
                     while wanted and wanted[0] < index:
                         wanted.popleft()
                     if wanted and wanted[0] == index:
-                        found[wanted.popleft()] = convert(frame)
+                        picture = convert(frame)
+                        pixels = pixels if found else np.empty((len(wanted), *picture.shape), np.uint8)
+                        pixels[len(found)] = picture
+                        found.append(wanted.popleft())
                     if not wanted or (first in found and stream.should_jump(wanted[0])):
                         break
                 if first in found or stream.damaged:
                     break
             while wanted and (wanted[0] == first or (stream.damaged and not stream.should_jump(wanted[0]))):
                 wanted.popleft()  # Lost.
-    return found
+    return np.array(found, np.int64), pixels[: len(found)]
 
 
 class _Stream:
     """A video stream that is decoded from any keyframe on."""
 
-    def __init__(self, path: Path, table: VideoTable, max_pixels: int):
-        self.path, self.table, self.max_pixels = path, table, max_pixels
-        self.files = ExitStack()
+    def __init__(self, files: ExitStack, path: Path, table: VideoTable, max_pixels: int):
+        self.files, self.path, self.table, self.max_pixels = files, path, table, max_pixels
         self.index_of = {row: index for index, row in enumerate(table.rows_N.tolist())}
-        keys = (row for row, p in enumerate(table.packets) if row and p.key and not p.corrupt and not p.hidden)
-        self.keys = [0, *keys]
-        self.delay = 0
-        self.sent = 0  # The row after the latest that went into the decoder.
-        self.damaged = False  # Whether the latest run ended at damage.
-
-    def __enter__(self) -> "_Stream":
+        self.keys = [n for n, p in enumerate(table.packets) if n == 0 or (p.key and not p.corrupt and not p.hidden)]
         self._open()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.files.close()
 
     def _open(self) -> None:
         self.files.close()
@@ -87,7 +69,7 @@ class _Stream:
         self.delay = codec.reorder_depth
         codec.options = {"err_detect": "explode", "max_pixels": str(self.max_pixels)}
         codec.thread_count = 1
-        # So that every packet holds one frame, and an unwanted one can be left out.
+        # Makes every packet hold one frame, so that an unwanted one can be skipped.
         self.unpack = BitStreamFilterContext("mpeg4_unpack_bframes", self.stream) if self.table.packed else None
         self.fresh = True
 
@@ -96,21 +78,22 @@ class _Stream:
         packets, row = self.table.packets, int(self.table.rows_N[index])
         at = bisect.bisect_right(self.keys, row) - 1
         while at and not self.table.counted and (packets[self.keys[at]].tick or 0) > packets[row].tick:
-            at -= 1  # The frame is shown before this keyframe, so it may be built on the one before.
+            at -= 1  # The frame is shown before this keyframe, so it may refer to the one before.
         yield from dict.fromkeys([self.keys[at], self.keys[max(at - 1, 0)], 0])
 
     def should_jump(self, index: int) -> bool:
         """Whether a keyframe lies between what was sent and the wanted frame."""
         return next(self.starts(index)) >= self.sent
 
-    def frames_from(self, start: int, asked: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield (index, frame) in order of presentation from a keyframe up to damage or the end.
-
-        Of the frames that are not asked for, some may be left out.
-        """
+    def frames_from(self, start: int, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (index, frame) in order of presentation from a keyframe up to damage or the end; some unwanted frames
+        are skipped."""
         table, late = self.table, set()  # Frames that were sent and have not come yet.
-        self.damaged, self.sent, begun = False, start, False
-        # After a start amid the stream, FFmpeg returns no frame of H.264 before it has all that the frame is built on.
+        # H.264 without presentation times needs all frames for its order.
+        skips = not table.paired and not (table.counted and table.codec == "h264")
+        self.damaged = begun = False  # Whether this run ended at damage; has given a frame.
+        self.sent = start  # The row after the latest that went into the decoder.
+        # After a start in mid-stream, FFmpeg returns no frame of H.264 before it has all that the frame refers to.
         whole = start == 0 or table.codec == "h264"
         for row, packet in zip(itertools.count(start), self._packets_from(start)):
             known = table.packets[row] if row < len(table.packets) else None
@@ -120,7 +103,7 @@ class _Stream:
             if self.unpack and known:
                 packet = self.unpack.filter(packet)[0]
             index = self._index(row)
-            if index not in asked and self._may_skip(packet):
+            if index not in wanted and skips and known and is_disposable(table.codec, self.codec.extradata, packet):
                 continue
             if index >= 0:
                 late.add(index)
@@ -132,8 +115,9 @@ class _Stream:
             damaged = frames is None or (known and known.corrupt) or any(frame.is_corrupt for frame in frames)
             shown = [index + n if table.counted else self._index(frame.pts) for n, frame in enumerate(frames or ())]
             late -= set(shown)
-            if begun and known and table.codec in ONE_TO_ONE:
-                damaged = damaged or (len(shown) != 1 and index >= 0 if table.counted else self._lost(late, shown))
+            if begun and known and table.codec in ONE_TO_ONE and not damaged:
+                overtaken = bool(late and shown) and min(late) < max(shown)
+                damaged = len(shown) != 1 and index >= 0 if table.counted else overtaken
             if damaged:
                 self.damaged = begun or start == 0
                 if not self.damaged:
@@ -142,23 +126,12 @@ class _Stream:
             for index, frame in zip(shown, frames, strict=True):
                 whole = whole or bool(frame.key_frame)
                 if not whole and index >= self._index(start):
-                    self.keys.remove(start)  # No keyframe, whatever the container calls it.
+                    self.keys.remove(start)  # Not a keyframe, although the container marks it as one.
                     return
                 if whole and index >= 0:
                     if not begun:  # Leading frames of an open GOP never come.
                         begun, late = True, {n for n in late if n > index}
                     yield index, frame
-
-    def _may_skip(self, packet: av.Packet) -> bool:
-        """Whether an unwanted packet need not be decoded. H.264 without presentation times needs all for its order."""
-        table = self.table
-        exact = packet.size and not table.paired and not (table.counted and table.codec == "h264")
-        return exact and is_disposable(table.codec, self.codec.extradata, packet)
-
-    @staticmethod
-    def _lost(late: set[int], shown: list[int]) -> bool:
-        """Whether frames came after one that was sent and has not come."""
-        return bool(late and shown) and min(late) < max(shown)
 
     def _index(self, row: int) -> int:
         """Return the index of the frame of a packet, or of the one that it makes the decoder return; negative: none."""
@@ -171,15 +144,10 @@ class _Stream:
         """Yield the packets from a row on, and nothing if the container does not find it."""
         if start == 0 and not self.fresh:
             self._open()
-        if (
-            start and self.fresh
-        ):  # The first packet may hold headers that are not repeated, by which others are decoded.
-            with suppress(av.FFmpegError, StopIteration):
-                next(self.container.demux(self.stream)).decode()
-        if start and not self._seek(start):
-            return
-        self.fresh, target = False, self.table.packets[start]
+        fresh, self.fresh, target = self.fresh, False, self.table.packets[start]
         with suppress(av.FFmpegError):
+            if start:
+                self._seek(start, fresh)
             for packet in self.container.demux(self.stream):
                 if not packet.size and packet.dts is not None:
                     continue
@@ -191,26 +159,24 @@ class _Stream:
                 yield packet
 
     def _is(self, packet: av.Packet, known: Packet) -> bool:
-        """Whether it is that packet of the table. In streams without an index, decoding times depend on where reading
-        began, and so does which packets have a position."""
-        if (packet.size, packet.is_keyframe) != (known.size, known.key):
-            return False
-        if self.table.container in BY_BYTE:
-            return packet.pos == known.pos or packet.pos is None or known.pos is None
-        return (packet.pos, packet.dts) == (known.pos, known.dts)
+        """Whether it is that packet of the table."""
+        if self.table.container in BY_BYTE:  # Decoding times, and which packets have a position, depend on the start.
+            same = packet.pos == known.pos or packet.pos is None or known.pos is None
+        else:
+            same = (packet.pos, packet.dts) == (known.pos, known.dts)
+        return same and (packet.size, packet.is_keyframe) == (known.size, known.key)
 
-    def _seek(self, start: int) -> bool:
+    def _seek(self, start: int, fresh: bool) -> None:
+        if fresh:  # The first packet may hold headers that later frames need.
+            with suppress(av.FFmpegError, StopIteration):
+                next(self.container.demux(self.stream)).decode()
         packet = self.table.packets[start]
-        try:
-            if self.table.container in BY_BYTE:
-                before = reversed(self.table.packets[: start + 1])
-                pos = next((packet.pos for packet in before if packet.pos is not None), 0)
-                self.container.seek(pos, stream=self.stream, unsupported_byte_offset=True)
-            else:
-                self.container.seek(packet.tick or 0 if packet.dts is None else packet.dts, stream=self.stream)
-        except av.FFmpegError:
-            return False
+        if self.table.container in BY_BYTE:
+            before = reversed(self.table.packets[: start + 1])
+            pos = next((packet.pos for packet in before if packet.pos is not None), 0)
+            self.container.seek(pos, stream=self.stream, unsupported_byte_offset=True)
+        else:
+            self.container.seek(packet.tick or 0 if packet.dts is None else packet.dts, stream=self.stream)
         self.codec.flush_buffers()
         if self.unpack:
             self.unpack.flush()
-        return True

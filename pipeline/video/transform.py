@@ -1,19 +1,14 @@
-"""A clip -> its planned frames, resized and cropped for the CNN: the work of the worker processes.
-
-Imports neither timm nor torchvision, so a process starts in half the time.
-"""
+"""A clip -> its sampled frames, resized and cropped for the CNN: the job of the decoding processes. Imports neither
+timm nor torchvision, so that a process starts in half the time."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from pipeline.config import DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
-from pipeline.video.decode import DecodedClip, decode_clip
-from pipeline.video.timestamps import DecodeError
-from pipeline.video.workers import Failure
+from pipeline.video.decode import DECODERS, DecodedClip, decode_clip
 
 
 class ResizeAndCrop(NamedTuple):
@@ -42,18 +37,9 @@ def read_frames(
     clip: Clip,
     sampling: SamplingConfig,
     decode: DecodeConfig,
-    transform: Callable[[torch.Tensor], torch.Tensor],
-    decoders: tuple[str, ...] = ("decord", "pyav"),
-) -> DecodedClip | Failure:
-    """Read a clip's planned frames, transformed for the CNN: `frames` is uint8 [T,3,H,W]."""
-    try:
-        decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
-    except OSError as error:
-        return Failure(error.strerror, "file")
-    except DecodeError as error:
-        return Failure(str(error), error.decoder)
-    # A frame that is shown for long may stand for several instants.
-    _, firsts, places = np.unique(decoded.indices, return_index=True, return_inverse=True)
-    once = decoded.frames if len(firsts) == len(places) else decoded.frames[firsts]
-    frames_T3HW = transform(torch.from_numpy(once).permute(0, 3, 1, 2)).contiguous().numpy()
-    return decoded._replace(frames=frames_T3HW if len(firsts) == len(places) else frames_T3HW[places])
+    transform: Callable,
+    decoders: tuple = DECODERS,
+) -> DecodedClip:
+    """Read the sampled frames of a clip, transformed for the CNN: `frames` is uint8 [T,3,H,W]."""
+    decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
+    return decoded._replace(frames=transform(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2)).contiguous().numpy())

@@ -1,126 +1,69 @@
-"""The processes that decode: a server that imports the libraries once, and the workers that it forks.
+"""The server process that imports the libraries once, and the decoding processes that it forks. It knows neither the
+user's script nor its threads and GPU context, so it works in notebooks, in daemonic processes and after a fork."""
 
-Run by `pipeline.video.workers`. The server has no threads and no GPU context, which a decoder trips over after a plain
-fork. It does not know the user's script, and needs no help from the process that started it, so it works under a
-daemonic process and after a fork.
-"""
-
-import faulthandler
-import importlib
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
 import psutil
+import torch
 
+import pipeline.video.transform  # noqa: F401  (so that workers have it from the start)
 from pipeline.base.errors import first_line
-
-GIB = 2**30
-
-_ends: float | None = None
-"""When the time of the current job is over, by `time.monotonic`; None outside a worker."""
-
-
-@contextmanager
-def part_of_deadline(share: float) -> Iterator[None]:
-    """Give a step only part of the current job's remaining time; nothing outside a worker."""
-    if _ends is None:
-        yield
-        return
-    _end_process_at(time.monotonic() + share * (_ends - time.monotonic()))
-    try:
-        yield
-    finally:
-        _end_process_at(_ends)
-
-
-def _end_process_at(moment: float) -> None:
-    """End this process at that time, even if native code holds Python's global lock."""
-    faulthandler.dump_traceback_later(max(moment - time.monotonic(), 0.001), exit=True, file=_nowhere)
 
 
 def serve(descriptor: int) -> None:
-    """Fork workers and report their ends, until the connection closes.
+    """Fork workers, watch their memory and end them, until the connection closes.
 
-    Requests are ("start", memory limit in bytes, sys.path), followed by a descriptor, answered by the process id; and
-    ("end", process id), answered by (exit status as of `os.waitpid`, whether it was over its memory limit).
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
-    importlib.import_module("pipeline.video.transform")
+    ("start", memory limit in bytes, sys.path) and a descriptor are answered by the process id; ("end", process id) by
+    the exit code, negative for a signal, and whether the process was over its memory limit."""
     control = Connection(descriptor)
-    limits: dict[int, float] = {}
-    over: set[int] = set()
+    limits: dict[int, float] = {}  # By process id; 0: it was over its limit, and killed.
     try:
         while True:
             if not control.poll(0.1 if limits else None):
-                over |= _kill_large(limits)
+                for pid, limit in limits.items():
+                    with suppress(psutil.Error):
+                        if psutil.Process(pid).memory_info().rss > limit:
+                            os.kill(pid, signal.SIGKILL)
+                            limits[pid] = 0
                 continue
-            request, *arguments = control.recv()
-            if request == "start":
-                limit, path = arguments
-                pipe = reduction.recv_handle(control)
-                pid = os.fork()
-                if not pid:
-                    control.close()
-                    _work(Connection(pipe), path)
-                os.close(pipe)
-                limits[pid] = limit
-                control.send(pid)
-            else:
-                [pid] = arguments
-                del limits[pid]
-                control.send((_end(pid), pid in over))
+            match control.recv():
+                case "start", limit, path:
+                    pipe = reduction.recv_handle(control)
+                    pid = os.fork()
+                    if not pid:
+                        control.close()
+                        _work(Connection(pipe), path)
+                    os.close(pipe)
+                    limits[pid] = limit
+                    control.send(pid)
+                case "end", pid:
+                    over_limit = limits.pop(pid) == 0
+                    os.kill(pid, signal.SIGKILL)
+                    code = -signal.SIGKILL
+                    with suppress(psutil.TimeoutExpired):  # A process that waits for a dead disk cannot be killed.
+                        code = psutil.Process(pid).wait(10)
+                    control.send((int(code), over_limit))
     except (EOFError, OSError):  # The parent is gone.
         for pid in limits:
             os.kill(pid, signal.SIGKILL)
 
 
-def _kill_large(limits: dict[int, float]) -> set[int]:
-    large = set()
-    for pid, limit in limits.items():
-        with suppress(psutil.Error):
-            if psutil.Process(pid).memory_info().rss > limit:
-                os.kill(pid, signal.SIGKILL)
-                large.add(pid)
-    return large
-
-
-def _end(pid: int) -> int:
-    """Kill a worker that still lives, and return its status; not waiting forever, since a process that waits for a
-    dead disk cannot be killed."""
-    os.kill(pid, signal.SIGKILL)
-    for _ in range(1000):
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.01)
-    return signal.SIGKILL
-
-
 def _work(pipe: Connection, path: list[str]) -> NoReturn:
-    """Answer jobs (function, job, seconds) with (True, result) or (False, error), until the pipe closes."""
-    global _ends, _nowhere
-    import torch
-
+    """Answer (function, job) with (True, result) or (False, (reason, decoder)), until the pipe closes."""
     sys.path[:] = path
     torch.set_num_threads(1)  # There is a worker for each core.
-    _nowhere = os.open(os.devnull, os.O_WRONLY)
     with suppress(EOFError, OSError):
         while True:
-            function, job, seconds = pipe.recv()
-            _ends = time.monotonic() + seconds
-            _end_process_at(_ends)
+            function, job = pipe.recv()
             try:
                 answer = True, function(job)
             except Exception as error:  # Whatever a decoder raises belongs to this clip, not to the run.
-                answer = False, first_line(error)
-            faulthandler.cancel_dump_traceback_later()
-            _ends = None
+                answer = False, (first_line(error), getattr(error, "decoder", ""))
             pipe.send(answer)
     os._exit(0)

@@ -19,7 +19,6 @@ from pipeline.config import DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
 from pipeline.video.timestamps import _read_table
 from pipeline.video.transform import ResizeAndCrop, read_frames
-from pipeline.video.workers import Failure
 
 
 def main() -> None:
@@ -35,9 +34,7 @@ def main() -> None:
     def read(path: Path) -> None:
         _read_table.cache_clear()  # As if the file were seen for the first time.
         clip = Clip(id=path.name, path=path, label="", group="")
-        outcome = read_frames(clip, SamplingConfig(frames=args.frames), DecodeConfig(), transform)
-        if isinstance(outcome, Failure):
-            parser.error(f"{path}: {outcome.reason}")
+        read_frames(clip, SamplingConfig(frames=args.frames), DecodeConfig(), transform)
 
     def bare(path: Path) -> None:
         with av.open(str(path)) as container:
