@@ -1,4 +1,4 @@
-"""Writes field-coded H.264 (PAFF), which no encoder at hand makes: each frame is two field pictures of raw samples."""
+"""Write field-coded H.264 (PAFF), which FFmpeg does not encode: each frame is two field pictures of raw samples."""
 
 import numpy as np
 

@@ -1,9 +1,9 @@
-"""Measure what it costs to decode in processes that may die, against threads that may not, and the parent's memory.
+"""Compare decoding in worker processes with decoding in threads, and measure the parent's memory.
 
     python scripts/bench/isolation.py --clips 10000
 
-Both ways decode and resize the same small clips with PyAV, in alternating rounds; the ratio is taken round by round.
-Then all clips are extracted in one go, and the parent's memory is looked at along the way.
+Both decode and resize the same small clips with PyAV, in alternating rounds; the ratio is computed per round. Then all
+clips are extracted in one run, while the parent's memory is measured.
 """
 
 import argparse
@@ -89,8 +89,8 @@ def main() -> None:
         for done, _ in enumerate(clip_features(clips, backbone, few, decode), 1):
             if done in milestones:
                 memory.append(psutil.Process().memory_info().rss / 1e6)
-        told = ", ".join(f"{value:.0f}" for value in memory)
-        print(f"memory of the parent over {args.clips} clips, at the start, 10, 25, 50, 75, 100 %: {told} MB")
+        values = ", ".join(f"{value:.0f}" for value in memory)
+        print(f"memory of the parent over {args.clips} clips, at the start, 10, 25, 50, 75, 100 %: {values} MB")
 
 
 if __name__ == "__main__":
