@@ -297,6 +297,18 @@ def test_files_that_name_other_files_are_not_opened(videos, tmp_path, monkeypatc
             decode_clip(type(tmp_path)(name), 4)
 
 
+@pytest.mark.parametrize("start", [52_396, 52_460, 100_000, 150_001])
+def test_a_hole_among_packed_b_frames_gives_no_shifted_frame(real_clips, tmp_path, start):
+    whole = real_clips / "ucf101_strays" / "ApplyEyeMakeup" / "v_ApplyEyeMakeup_g01_c01.avi"
+    content = whole.read_bytes()
+    path = tmp_path / "hole.avi"
+    path.write_bytes(content[:start] + content[start + 64 :])
+    clip = decode_clip(path, 30, config=DecodeConfig(min_readable=0))
+    with av.open(whole) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert all(np.array_equal(frame, shown[index]) for frame, index in zip(clip.frames, clip.indices, strict=True))
+
+
 @pytest.mark.parametrize("frames", [16, 64])
 def test_real_clips_give_the_frames_of_a_plain_decode(real_clips, frames):
     paths = [path for name in ("ucf101_strays", "hmdb51_strays") for path in (real_clips / name).rglob("*.avi")]

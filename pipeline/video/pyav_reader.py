@@ -86,8 +86,7 @@ class _Stream:
         return next(self.starts(index)) >= self.sent
 
     def frames_from(self, start: int, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield (index, frame) in order of presentation from a keyframe up to damage or the end; some unwanted frames
-        are skipped."""
+        """Yield (index, frame) in order of presentation up to damage or the end; unwanted frames may be left out."""
         table, late = self.table, set()  # Frames that were sent and have not come yet.
         # H.264 without presentation times needs all frames for its order.
         skips = not table.paired and not (table.counted and table.codec == "h264")

@@ -118,10 +118,9 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
     """Read all packets up to the end of what can be read, and whether B-frames are packed."""
     packets: list[Packet] = []
     name, codec, extradata = container.format.name, stream.codec_context.name, stream.codec_context.extradata
-    packed = late = False
+    packed, expected, late = False, math.inf, None  # late: row of a packed B-frame without its tiny packet so far.
     # In MPEG streams a gap in the decoding times shows that packets were lost.
     gap = GAP / float((stream.average_rate or 25) * stream.time_base) if name in STREAMED else math.inf
-    expected = math.inf
     with suppress(av.FFmpegError), av.logging.Capture() as log:
         for packet in container.demux(stream):
             corrupt = packet.is_corrupt or any(line[1] == name for line in log)
@@ -133,11 +132,13 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
             if not packet.size:
                 continue
             # In AVI, packets too small for a picture stand for dropped frames, or for a B-frame packed into one before.
-            empty = name == "avi" and packet.size <= 8 and not late
+            empty = name == "avi" and packet.size <= 8 and late is None
             if name == "avi" and codec == "mpeg4":
                 pictures = bytes(packet).count(b"\0\0\1\xb6")
-                late = pictures > 1 or (late and packet.size > 8)
-                packed = packed or late
+                if late is not None and (pictures > 1 or packet.is_keyframe):  # Damage: no tiny packet stood for it.
+                    packets[late] = packets[late]._replace(corrupt=True)
+                packed = packed or (late is not None and packet.size <= 8)
+                late = len(packets) if pictures > 1 else late if packet.size > 8 else None
             idr = packet.is_keyframe and is_idr(codec, extradata, packet)
             tick, hidden = packet.dts if packet.pts is None else packet.pts, packet.is_discard or empty
             place = packet.duration or 0, packet.size, packet.pos

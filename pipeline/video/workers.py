@@ -112,8 +112,8 @@ def run_isolated(
             if not busy:
                 return
             done = []
-            left = min(worker.deadline for worker in busy) - time.monotonic()
-            ready = connection.wait([worker.pipe for worker in busy], max(left, 0))
+            left = max(min(worker.deadline for worker in busy) - time.monotonic(), 0)
+            ready = connection.wait([worker.pipe for worker in busy], left)
             now = time.monotonic()
             for worker in [worker for worker in busy if worker.pipe in ready or worker.deadline <= now]:
                 job, attempt = busy[worker]
