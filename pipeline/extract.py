@@ -23,21 +23,11 @@ from pipeline.video.workers import Failure, run_isolated
 
 
 def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool = False) -> None:
-    """Compute the missing features of a data set.
-
-    Args:
-        config: all settings.
-        shard: (i, n) takes the i-th of n parts of the clips.
-        retry_failed: try clips again that failed before.
-
-    Raises:
-        KinemaError: the data set or the store cannot be used, or no clip at all could be read.
-    """
+    """Compute the missing features of a data set, or for the shard (i, n) of the i-th of n parts of it."""
     began = time.monotonic()
-    device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     clips = dataset.clips[shard[0] - 1 :: shard[1]]
-    backbone = Backbone(config.backbone, device)
+    backbone = Backbone(config.backbone, resolve_device(config.device))
     store = FeatureStore.prepare(config, backbone)
     print(f"{len(clips)} clips, {len(dataset.classes)} classes, store {store.folder}, {backbone.engine}")
 
@@ -60,11 +50,10 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
 
 def _group_by_content(clips: list[Clip], store: FeatureStore, decode: DecodeConfig) -> dict[str, list[Clip]]:
     """Return the clips of each key, without those that cannot be read. Unknown files are hashed in worker processes."""
-    unknown = {clip.path for clip in clips if not store.index.find(clip.path)}
-    if unknown:
+    if unknown := sorted({clip.path for clip in clips if not store.index.find(clip.path)}):
+        hashing = run_isolated(read_content, unknown, decode.workers or joblib.cpu_count(), decode.timeout)
         with progress("hash", len(unknown), "files") as bar:
-            workers = decode.workers or joblib.cpu_count()
-            for path, outcome in run_isolated(read_content, sorted(unknown), workers, decode.timeout):
+            for path, outcome in hashing:
                 if not isinstance(outcome, Failure):
                     store.index.add(path, outcome)
                 bar.update()
@@ -78,11 +67,7 @@ def _group_by_content(clips: list[Clip], store: FeatureStore, decode: DecodeConf
 def _compute(
     copies: dict[str, list[Clip]], config: Config, backbone: Backbone, store: FeatureStore, retry_failed: bool
 ) -> Counter[str]:
-    """Compute the features that are missing, once per key.
-
-    Returns:
-        The numbers of clips by outcome, the number of frames, and the seconds.
-    """
+    """Compute the missing features, once per key; count clips by outcome, frames, and seconds."""
     counts: Counter[str] = Counter()
     key_of = {clips[0]: key for key, clips in copies.items()}
     pending = [*key_of]
@@ -92,16 +77,15 @@ def _compute(
             """Claim and yield the clips without features. Those that another process has claimed become pending."""
             for clip in clips:
                 key = key_of[clip]
-                if not store.claims.claim(key):
+                if not store.claim(key):
                     pending.append(clip)
                     continue
                 found = store.find(clip)
                 if not found and (retry_failed or not store.failures([clip])):
                     yield clip
                     continue
-                store.claims.release(key)
-                counts["skipped"] += len(copies[key])
-                counts["failed before"] += 0 if found else len(copies[key])
+                store.release(key)
+                counts.update({"skipped": len(copies[key]), "failed before": 0 if found else len(copies[key])})
                 bar.initial += len(copies[key])  # Not counted in the rate.
                 bar.update(len(copies[key]))
 
@@ -109,22 +93,18 @@ def _compute(
             clips, pending = pending, []
             for clip, outcome in clip_features(todo(clips), backbone, config.sampling, config.decode):
                 key = key_of[clip]
-                if isinstance(outcome, Failure):
-                    store.record_failure(key, clip, outcome)
-                    counts["failed"] += len(copies[key])
-                elif store.index.find(clip.path) != key[:64]:  # Changed since it was hashed.
-                    counts["failed"] += len(copies[key])
+                unchanged = store.index.find(clip.path) == key[:64]  # Since it was hashed.
+                if unchanged and not isinstance(outcome, Failure):
+                    store.write(key, outcome, backbone.engine)
+                    partial = len(outcome.indices) < outcome.planned
+                    counts.update(done=1, skipped=len(copies[key]) - 1, partial=partial, frames=len(outcome.indices))
                 else:
-                    store.write(key, outcome, backbone.engine, left=bar.total - bar.n)
-                    counts["done"] += 1
-                    counts["skipped"] += len(copies[key]) - 1
-                    counts["partial"] += len(outcome.indices) < outcome.planned
-                    counts["frames"] += len(outcome.features)
-                store.claims.release(key)
-                bar.set_postfix_str(f"{counts['frames'] / bar.format_dict['elapsed']:.0f} frames/s", refresh=False)
+                    counts["failed"] += len(copies[key])
+                    if unchanged:
+                        store.record_failure(key, clip, outcome)
+                store.release(key)
                 bar.update(len(copies[key]))
-            if pending:
-                bar.set_postfix_str("waiting for another process")
+            if pending:  # Another process is at work on them.
                 time.sleep(0.5)
         counts["seconds"] = bar.format_dict["elapsed"]
     return counts

@@ -1,8 +1,8 @@
-"""Print what stronger backbones cost, as docs/backbones.md has it.
+"""Print the cost of stronger backbones, for the table in docs/backbones.md.
 
     python scripts/backbones.py
 
-Nothing is fetched: weights do not change the cost.
+Nothing is downloaded: weights do not change the cost.
 """
 
 import argparse
@@ -30,9 +30,9 @@ MODELS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=MODELS, help="the first is what the others are compared with")
+    parser.add_argument("--models", nargs="+", default=MODELS, help="costs are relative to the first")
     args = parser.parse_args()
-    print("| `backbone.model` | pixels | width | M weights | GFLOP a frame | cost | licence of the weights |")
+    print("| `backbone.model` | pixels | width | M weights | GFLOP per frame | cost | license of the weights |")
     print("|:--|--:|--:|--:|--:|--:|:--|")
     first = None
     for name in args.models:

@@ -1,9 +1,10 @@
-"""Kill an extraction with its whole process group at random moments, and check that a rerun makes good for it.
+"""Kill an extraction with its whole process group at random moments, and check that a rerun completes it.
 
 python scripts/kill_extraction.py --kills 50
 """
 
 import argparse
+import os
 import random
 import shutil
 import sys
@@ -34,18 +35,20 @@ def main() -> None:
             process = start_extraction(root / "videos", store, token)
             time.sleep(rng.uniform(0, length))
             kill_all(process)
-            kept.append(len(entries_of(store)))
+            kept.append(len(entries_of(store)))  # Raises if an entry is incomplete.
+            for path in store.glob("*/tmp/*"):
+                os.utime(path, (0, 0))  # Temporary files are removed when they are a day old.
             finish(start_extraction(root / "videos", store, token))
             entries = entries_of(store)
-            if entries.keys() != undisturbed.keys() or not all(same(entries[c], undisturbed[c]) for c in entries):
-                sys.exit(f"failed: after kill {number + 1} the store is not that of an undisturbed run")
-            if left := [*processes_of(token), *store.rglob("*.tmp")]:
-                sys.exit(f"failed: after kill {number + 1} something is left: {left}")
+            if entries.keys() != undisturbed.keys() or not all(same(entries[key], undisturbed[key]) for key in entries):
+                sys.exit(f"failed: after kill {number + 1} the entries differ from those of an undisturbed run")
+            if left := [*processes_of(token), *store.glob("*/tmp/*")]:
+                sys.exit(f"failed: after kill {number + 1} these are left: {left}")
             shutil.rmtree(store)
-    amid = sum(0 < count < len(undisturbed) for count in kept)
+    midway = sum(0 < count < len(undisturbed) for count in kept)
     print(
-        f"passed: {args.kills} kills within {length:.1f} s, {amid} of them amid the entries; after each, the rerun "
-        f"completed and all {len(undisturbed)} entries were those of an undisturbed run, bit for bit"
+        f"passed: {args.kills} kills within {length:.1f} s, {midway} of them between the first and the last entry; "
+        f"each rerun completed with the same {len(undisturbed)} entries as an undisturbed run, bit for bit"
     )
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -22,9 +21,8 @@ from pipeline import extract as verb
 from pipeline.config import BackboneConfig, Config, DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
 from pipeline.features.backbone import Backbone
-from pipeline.features.extraction import _run_cnn, clip_features
+from pipeline.features.extraction import clip_features
 from pipeline.features.store import FeatureStore
-from pipeline.video.decode import DecodedClip
 
 from conftest import REPOSITORY, kinema, write_csv, write_video
 
@@ -100,7 +98,7 @@ def test_processes_at_the_same_time_compute_each_clip_once(tmp_path):
     store = FeatureStore.last(config_of(tmp_path))
     paths = sorted((tmp_path / "videos" / "Good").iterdir())
     keys = [store.key(Clip(id="", path=path, label="", group="")) for path in paths]
-    assert all(store.claims.claim(key) for key in keys)
+    assert all(store.claim(key) for key in keys)
     settings = quick(tmp_path)
     processes = [start("extract", *settings), start("extract", *settings, "--data.root", tmp_path / "elsewhere")]
     for process in processes:
@@ -108,7 +106,7 @@ def test_processes_at_the_same_time_compute_each_clip_once(tmp_path):
     time.sleep(1)
     assert len(entries(tmp_path / "store")) == 4
     for key in keys:
-        store.claims.release(key)
+        store.release(key)
     printed = [process.communicate()[0] for process in processes]
     counts = [tuple(map(int, re.search(r"(\d+) done, (\d+) skipped, 0 failed", text).groups())) for text in printed]
     assert sum(done for done, _ in counts) == 8 and all(done + skipped == 8 for done, skipped in counts)
@@ -225,12 +223,12 @@ def test_failures_are_grouped_and_can_be_examined(tmp_path):
     assert "3 of 8 clips could not be read" in out and "3 x Invalid data" in out
     assert f"kinema failures --data.root {tmp_path / 'videos'}" in out and "--clip=Good/text0.avi" in out
 
-    numbered, null, damaged = sorted((tmp_path / "store").glob("*/failed/*.json"))
+    numbered, empty, damaged = sorted((tmp_path / "store").glob("*/failed/*.json"))
     numbered.write_text(json.dumps(json.loads(numbered.read_text()) | {"reason": "7 bytes"}))
-    null.write_text('{"reason": null, "version": 99}')
+    empty.write_text("{}")
     damaged.write_text('{"reas')
     out, _ = kinema("failures", *quick(tmp_path))
-    assert "1 x 7 bytes" in out and "1 x unknown reason\n" in out and "record of the failure is damaged" in out
+    assert "1 of 8 clips could not be read" in out and "1 x 7 bytes" in out
     out, _ = kinema("failures", *quick(tmp_path), "--clip", "Good/0.mp4")
     assert "decord: 2 of 2 frames" in out and "pyav: 2 of 2 frames, 192x96" in out
     assert kinema("failures", *quick(tmp_path), "--clip", "Good/text0.avi")[0].count("Invalid data") == 2
@@ -283,7 +281,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
         healthy(tmp_path / "videos", clips=40)
         settings = ["--store", disk / "store", "--sampling.frames", 4]
         _, error = extract(tmp_path, *settings, code=1)
-        assert "No space left on device: about" in error and "MB are missing" in error and str(disk) in error
+        assert "No space left on device" in error and str(disk) in error
         assert error.splitlines()[-1].startswith("kinema: ")
         subprocess.run([*mount[:4], "remount,size=4m", str(disk)], check=True)
         assert re.search(r"\d+ done, [1-9]\d* skipped, 0 failed", extract(tmp_path, *settings)[0])
@@ -318,16 +316,20 @@ def test_an_interrupted_extraction_ends_clean(tmp_path, moment):
 def test_workers_end_with_the_iterator(tmp_path, end):
     healthy(tmp_path, clips=1)
 
-    def cnn(frames):
-        if end != "abandoned":
-            raise RuntimeError("CNN")
-        return np.zeros((len(frames), 3), np.float16)
+    class CNN:
+        transform, batch, engine, precision = torch.nn.Identity(), 2, "", ""
+
+        def recover_after_fork(self):
+            pass
+
+        def __call__(self, frames):
+            if end != "abandoned":
+                raise RuntimeError("CNN")
+            return np.zeros((len(frames), 3), np.float16)
 
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    backbone = SimpleNamespace(transform=torch.nn.Identity(), batch=2)
-    backbone = type("Fake", (), {"__call__": lambda self, frames: cnn(frames), **vars(backbone)})()
     clips = [Clip(id=str(n), path=tmp_path / "Good" / "0.mp4", label="", group="") for n in range(50)]
-    results = clip_features(clips, backbone, SamplingConfig(frames=2), DecodeConfig(workers=2))
+    results = clip_features(clips, CNN(), SamplingConfig(frames=2), DecodeConfig(workers=2))
     if end == "abandoned":
         next(results)
         results.close()
@@ -337,19 +339,6 @@ def test_workers_end_with_the_iterator(tmp_path, end):
     left = {process.pid: process for process in psutil.Process().children(recursive=True) if process.pid not in before}
     workers = [process for process in left.values() if process.ppid() != os.getpid()]
     assert not psutil.wait_procs(workers, timeout=5)[1]
-
-
-def test_a_repeated_frame_goes_through_the_cnn_once():
-    seen = []
-
-    def cnn(frames):
-        seen.append(len(frames))
-        return frames[:, 0, 0, :1].astype(np.float16)
-
-    frames = np.array([5, 5, 7, 9, 9], np.uint8).reshape(-1, 1, 1, 1).repeat(3, 3)
-    decoded = DecodedClip(frames, np.arange(5, dtype=np.float32), np.array([0, 0, 1, 2, 2]), 5, "pyav")
-    [(_, features)] = _run_cnn([("clip", decoded)], cnn)
-    assert seen == [3] and features.features[:, 0].tolist() == [5, 5, 7, 9, 9]
 
 
 def test_features_that_overflow_are_a_failure(tmp_path):

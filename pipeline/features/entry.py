@@ -1,4 +1,4 @@
-"""The file of one clip's features: how it is written, and how damage is noticed."""
+"""The file of one clip's features, with a checksum that reveals damage."""
 
 import json
 from collections.abc import Iterator
@@ -49,40 +49,27 @@ def encode_entry(key: str, entry: ClipFeatures, engine: str, fingerprint: str) -
 
 
 def read_entry(path: Path) -> ClipFeatures:
-    """Read an entry.
-
-    Raises:
-        OSError: the file cannot be read.
-        DamagedEntry: it is not what was written there.
-    """
-    with _opened(path) as (file, planned, decoder):
+    """Read an entry; raises OSError or DamagedEntry."""
+    with _opened(path) as (file, metadata):
         arrays = {name: file.get_tensor(name) for name in ARRAYS}
-        if file.metadata().get("checksum") != checksum(arrays, file.metadata()["metadata"]):
+        if file.metadata()["checksum"] != checksum(arrays, file.metadata()["metadata"]):
             raise DamagedEntry("checksum does not match")
-    return ClipFeatures(**arrays, planned=planned, decoder=decoder, sha256=path.stem[:64])
+        return ClipFeatures(**arrays, planned=metadata["planned"], decoder=metadata["decoder"], sha256=path.stem[:64])
 
 
 def read_header(path: Path) -> Header:
-    """Read an entry without its numbers, in a third of the time. Damage to the numbers is not noticed.
-
-    Raises:
-        OSError: the file cannot be read.
-        DamagedEntry: it is cut off, or of another clip or fingerprint.
-    """
-    with _opened(path) as (file, planned, _):
-        return Header(file.get_slice("indices").get_shape()[0], planned, path.stem[:64])
+    """Read an entry without its numbers, in a third of the time; damage to them is not noticed."""
+    with _opened(path) as (file, metadata):
+        return Header(file.get_slice("indices").get_shape()[0], int(metadata["planned"]), path.stem[:64])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[safetensors.safe_open, int, str]]:
-    """Open an entry; yields the file, `planned` and `decoder`."""
+def _opened(path: Path) -> Iterator[tuple[safetensors.safe_open, dict]]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = json.loads(file.metadata()["metadata"])
             if (metadata["key"], metadata["fingerprint"]) != (path.stem, path.parent.parent.name):
                 raise DamagedEntry("is of another clip or fingerprint")
-            yield file, int(metadata["planned"]), str(metadata["decoder"])
-    except safetensors.SafetensorError:
-        raise DamagedEntry("not a complete safetensors file") from None
-    except (ValueError, KeyError, TypeError):
-        raise DamagedEntry("its metadata are damaged") from None
+            yield file, metadata
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError):
+        raise DamagedEntry("not a complete safetensors file of features") from None

@@ -1,7 +1,4 @@
-"""The view `grid`: spatial features of the last stages beside the pooled last layer.
-
-The pooled layer, which is all of the view `pooled`, does not keep location. The stages before it do, at no extra cost.
-"""
+"""The view `grid`: beside the pooled last layer the last stages on a spatial grid, which keep location at no cost."""
 
 import numpy as np
 import torch
@@ -10,25 +7,18 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
 from pipeline.base.errors import ConfigError
 
-STAGES, CELLS = 3, 4
-"""Number of stages, and cells of the grid in each direction."""
-SIZE = 4
-"""Width of the view in multiples of the pooled layer, which is included. A change of these three needs a new `FORMAT`
-of the store."""
+STAGES, CELLS, SIZE = 3, 4, 4
+"""Number of stages, cells of the grid in each direction, and width of the view in multiples of the pooled layer, which
+is included. A change needs a new `FORMAT` of the store."""
 
 
 class Grid(nn.Module):
-    """The pooled layer and the last stages averaged over the cells of a grid, [N,4D].
+    """A timm model's pooled layer and its last stages averaged over the cells of a grid, [N,4D].
 
-    Each part is scaled to the same mean square. A fixed random projection (Johnson-Lindenstrauss) limits the width.
+    Each part is scaled to a mean square of one per frame. A random projection (Johnson-Lindenstrauss) limits the width.
     """
 
     def __init__(self, model: nn.Module):
-        """Wrap a timm model.
-
-        Raises:
-            ConfigError: it does not return its stages.
-        """
         super().__init__()
         self.model = model
         if len(getattr(model, "feature_info", ())) < STAGES or not hasattr(model, "forward_intermediates"):
@@ -47,5 +37,4 @@ class Grid(nn.Module):
 
 
 def _scaled(values: torch.Tensor) -> torch.Tensor:
-    """Scale each frame's values to a mean square of one."""
     return values / (values.square().mean(tuple(range(1, values.ndim)), keepdim=True) + 1e-6).sqrt()

@@ -1,7 +1,4 @@
-"""Content of files: path -> SHA-256, remembered by size and time of change.
-
-A cache, one file per machine (`<store>/index/<hostname>.jsonl`): deleting it costs reading the files once more.
-"""
+"""Cache of file contents, one per machine: path -> SHA-256, valid for the same size and time of change."""
 
 import hashlib
 import json
@@ -13,11 +10,8 @@ from pathlib import Path
 
 
 def read_content(path: Path) -> tuple[int, int, str]:
-    """Return a file's size in bytes, time of change in ns, and SHA-256.
-
-    Raises:
-        OSError: it cannot be read, is not a regular file, or changes meanwhile.
-    """
+    """Return a file's size in bytes, time of change in ns, and SHA-256; raises OSError if it is not a regular file or
+    changes meanwhile."""
     if not stat.S_ISREG(path.stat().st_mode):  # Reading a pipe would never end.
         raise OSError(0, "not a regular file")
     with path.open("rb") as stream:
@@ -36,17 +30,16 @@ class ContentIndex:
         with suppress(OSError):
             for line in self.path.read_text(errors="replace").splitlines():
                 with suppress(ValueError, TypeError):  # Cut off by a kill or a full disk.
-                    name, size, mtime_ns, sha256 = json.loads(line)
-                    self._known[name] = size, mtime_ns, sha256
+                    name, *content = json.loads(line)
+                    self._known[name] = tuple(content)
 
     def find(self, path: Path) -> str | None:
         """Return the SHA-256 of a file if it is known in its present state."""
-        try:
+        with suppress(OSError, LookupError, ValueError):
+            *state, sha256 = self._known[os.path.abspath(path)]
             now = path.stat()
-        except OSError:
-            return None
-        size, mtime_ns, sha256 = self._known.get(os.path.abspath(path), (None, None, None))
-        return sha256 if (size, mtime_ns) == (now.st_size, now.st_mtime_ns) else None
+            return sha256 if state == [now.st_size, now.st_mtime_ns] else None
+        return None
 
     def add(self, path: Path, content: tuple[int, int, str]) -> str:
         """Remember the content of a file, on disk too if the store can be written; return the SHA-256."""
@@ -59,9 +52,5 @@ class ContentIndex:
         return content[2]
 
     def sha256(self, path: Path) -> str:
-        """Return the SHA-256 of a file; reads it if it is not known.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Return the SHA-256 of a file; read it if it is not known."""
         return self.find(path) or self.add(path, read_content(path))

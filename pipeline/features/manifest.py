@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,11 @@ from pipeline.config import Config
 if TYPE_CHECKING:
     from pipeline.features.backbone import Backbone
 
-FORMAT = 4
-"""Counts up when the same settings begin to give other numbers."""
+FORMAT = 4  # Counts up when the same settings begin to give other numbers.
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """Return the settings that decide the numbers, as JSON values. `Backbone.identity` is what the loaded CNN adds."""
+    """Return the settings that decide the numbers. `Backbone.identity` is what the loaded CNN adds."""
     backbone = {name: getattr(config.backbone, name) for name in ("model", "crop", "view", "precision")}
     return {"format": FORMAT, "extractor": "frame-cnn", **backbone, "sampling": dataclasses.asdict(config.sampling)}
 
@@ -30,19 +30,14 @@ def fingerprint(config: Config, backbone: "Backbone") -> str:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Return a manifest; an empty one if it is missing or damaged."""
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError):
-        manifest = None
-    return manifest if isinstance(manifest, dict) else {}
+    with suppress(OSError, ValueError):
+        if isinstance(manifest := json.loads(path.read_text()), dict):
+            return manifest
+    return {}
 
 
 def require_new_layout(root: Path) -> None:
-    """Check that a store is not of an earlier version.
-
-    Raises:
-        KinemaError: it holds only folders of the old layout.
-    """
+    """Check that a store does not hold only folders of an earlier version."""
     formats = {read_manifest(path).get("format") for path in root.glob("*/manifest.json")}
     if formats and formats <= {1, 2, 3}:
         raise KinemaError(f"{root}: a feature store of an earlier version; delete it, or name another with --store")

@@ -6,21 +6,20 @@ file, followed by `@start-end` for a segment. So moved, renamed and copied files
 sets and machines can share a store. Files are written to `tmp/` and moved, so that an entry is complete or absent.
 """
 
-import errno
+import fcntl
+import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from pipeline.base.errors import ConfigError, KinemaError
+from pipeline.base.errors import KinemaError
 from pipeline.base.files import atomic_write
 from pipeline.config import Config
 from pipeline.data.clip import Clip, segment_of
-from pipeline.features.claims import Claims
 from pipeline.features.entry import ClipFeatures, DamagedEntry, Header, encode_entry, read_entry, read_header
 from pipeline.features.index import ContentIndex, read_content
 from pipeline.features.manifest import fingerprint, read_manifest, require_new_layout, settings_of
@@ -28,8 +27,6 @@ from pipeline.video.workers import Failure
 
 if TYPE_CHECKING:  # Reading features needs no CNN, whose libraries take seconds to import.
     from pipeline.features.backbone import Backbone
-
-A_DAY = 86400
 
 
 class FeatureStore:
@@ -40,8 +37,8 @@ class FeatureStore:
         self.fingerprint = folder.name
         self.backbone_file = folder / "backbone.safetensors"
         self.index = ContentIndex(folder.parent)
-        self.claims = Claims(folder / "claims")
         self.min_readable = min_readable
+        self._claims: BinaryIO | None = None
 
     @classmethod
     def of(cls, config: Config, fingerprint: str) -> "FeatureStore":
@@ -50,63 +47,36 @@ class FeatureStore:
 
     @classmethod
     def last(cls, config: Config) -> "FeatureStore":
-        """Find the folder of the last extraction with these settings, without loading the CNN.
-
-        Raises:
-            ConfigError: there is no such weight file.
-            KinemaError: there was no such extraction.
-        """
+        """Return the store of the last extraction with these settings, without loading the CNN."""
         require_new_layout(config.store)
         wanted, weights = settings_of(config), _digest(config.backbone.weights)
-        found = []
-        for path in config.store.glob("*/manifest.json"):
-            manifest = read_manifest(path)
-            if wanted.items() <= manifest.items() and weights in manifest.get("weights_files", []):
-                found.append((path.stat().st_mtime_ns, path.parent.name))
+        manifests = {path: read_manifest(path) for path in config.store.glob("*/manifest.json")}
+        fitting = [path for path, manifest in manifests.items() if wanted.items() <= manifest.items()]
+        found = [path for path in fitting if weights in manifests[path].get("weights_files", [])]
         if not found:
             raise KinemaError(f"{config.store}: no features with these settings; run kinema extract with them")
-        return cls.of(config, max(found)[1])
+        return cls.of(config, max(found, key=os.path.getmtime).parent.name)
 
     @classmethod
     def prepare(cls, config: Config, backbone: "Backbone") -> "FeatureStore":
-        """Create the folder with its manifest and the CNN, for writers; remove temporary files of killed processes.
-
-        Raises:
-            KinemaError: the folder cannot be written.
-        """
+        """Return the store for writers, with its manifest and its CNN."""
         require_new_layout(config.store)
         store = cls.of(config, fingerprint(config, backbone))
-        path = store.folder / "manifest.json"
-        old = read_manifest(path)
-        manifest = settings_of(config) | backbone.identity
-        manifest["cosine_to_fp32"] = {**old.get("cosine_to_fp32", {})}
-        if backbone.engine not in manifest["cosine_to_fp32"]:
-            manifest["cosine_to_fp32"][backbone.engine] = round(backbone.cosine_to_fp32(), 5)
-        weights = _digest(config.backbone.weights)
-        manifest["weights_files"] = list(dict.fromkeys([*old.get("weights_files", []), weights]))
-        try:
-            for name in ("failed", "tmp"):
-                (store.folder / name).mkdir(parents=True, exist_ok=True)
-            for leftover in (store.folder / "tmp").iterdir():
-                with suppress(OSError):
-                    if time.time() - leftover.stat().st_mtime > A_DAY:
-                        leftover.unlink()
-            if not backbone.is_saved_in(store.backbone_file):
-                store._write(store.backbone_file, backbone.saved())
-            if manifest != old:
-                store._write(path, json.dumps(manifest, indent=2).encode())
-        except OSError as error:
-            raise store._write_error(store.folder, error) from None
+        manifest = store.folder / "manifest.json"
+        files = dict.fromkeys([*read_manifest(manifest).get("weights_files", []), _digest(config.backbone.weights)])
+        text = json.dumps(settings_of(config) | backbone.identity | {"weights_files": [*files]}, indent=2)
+        for path, content in ((store.backbone_file, backbone.saved()), (manifest, text.encode())):
+            if not path.exists() or path.read_bytes() != content:
+                store._write(path, content)
         with suppress(OSError):  # A read-only store can still be read.
-            os.utime(path, ns=(time.time_ns(),) * 2)  # `last` finds the newest.
+            os.utime(manifest)  # `last` finds the newest.
+            for left in (store.folder / "tmp").iterdir():  # By processes killed a day ago.
+                if time.time() - left.stat().st_mtime > 86400:
+                    left.unlink()
         return store
 
     def key(self, clip: Clip) -> str:
-        """Return a clip's key; reads the file if the index does not know it.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Return a clip's key; read the file if the index does not know it."""
         return self.index.sha256(clip.path) + segment_of(clip)
 
     def path(self, key: str) -> Path:
@@ -114,25 +84,22 @@ class FeatureStore:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def find(self, clip: Clip) -> Header | None:
-        """Read the header of an entry; None if there is none, or it is damaged or too partial. Damage to the numbers
-        is only noticed by `read`."""
-        try:
+        """Read the header of an entry; None if it is absent, damaged or too partial. Only `read` notices damage to
+        the numbers."""
+        with suppress(OSError, DamagedEntry):
             header = read_header(self.path(self.key(clip)))
-        except (OSError, DamagedEntry):
-            return None
-        return header if header.frames >= self.min_readable * header.planned else None
+            return header if header.frames >= self.min_readable * header.planned else None
+        return None
 
     def read(self, clip: Clip) -> ClipFeatures | None:
-        """Read an entry; None if there is none, or it is damaged. A damaged entry is removed, so that the next
-        extraction computes it again."""
-        try:
-            return read_entry(path := self.path(self.key(clip)))
-        except OSError:
-            return None
-        except DamagedEntry:
-            with suppress(OSError):  # A read-only store can still be read.
+        """Read an entry; None if it is absent or damaged. Remove a damaged one, so that it is computed again."""
+        with suppress(OSError):
+            path = self.path(self.key(clip))
+            try:
+                return read_entry(path)
+            except DamagedEntry:
                 path.unlink()
-            return None
+        return None
 
     def failures(self, clips: Iterable[Clip]) -> dict[Clip, Failure]:
         """Return the recorded failures of clips, and of those whose file cannot be read now."""
@@ -140,69 +107,56 @@ class FeatureStore:
         for clip in clips:
             try:
                 path = self._failure_path(self.key(clip))
-                if path.exists():
-                    found[clip] = _read_failure(path)
+                with suppress(ValueError, LookupError, TypeError):  # A damaged record does not count.
+                    if path.exists():
+                        found[clip] = Failure(str(json.loads(path.read_text())["reason"]))
             except OSError as error:
-                found[clip] = Failure(error.strerror or str(error), "file")
+                found[clip] = Failure(error.strerror or str(error))
         return found
 
-    def write(self, key: str, entry: ClipFeatures, engine: str, left: int = 1) -> None:
-        """Write one entry, completely or not at all, and remove a recorded failure.
-
-        Args:
-            key: of the clip.
-            entry: its features.
-            engine: engine in words.
-            left: number of entries still to be written, for the message if the disk is full.
-
-        Raises:
-            KinemaError: the disk is full or cannot be written.
-        """
-        content = encode_entry(key, entry, engine, self.fingerprint)
+    def claim(self, key: str) -> bool:
+        """Lock a key until `release` or the end of this process; False if another process holds it. Where the disk has
+        no locks or is read-only, every claim succeeds: clips may be computed twice."""
         try:
-            self.path(key).parent.mkdir(exist_ok=True)
-            self._write(self.path(key), content)
-            self._failure_path(key).unlink(missing_ok=True)
+            self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise self._write_error(self.path(key), error, left * len(content)) from None
+            return not isinstance(error, BlockingIOError)
+        return True
+
+    def release(self, key: str) -> None:
+        """Unlock a key."""
+        with suppress(OSError):
+            self._lock(key, fcntl.LOCK_UN)
+
+    def _lock(self, key: str, operation: int) -> None:
+        self._claims = self._claims or (self.folder / "claims").open("ab")
+        fcntl.lockf(self._claims, operation, 1, int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+
+    def write(self, key: str, entry: ClipFeatures, engine: str) -> None:
+        """Write one entry, completely or not at all, and remove a recorded failure."""
+        self._write(self.path(key), encode_entry(key, entry, engine, self.fingerprint))
+        self._failure_path(key).unlink(missing_ok=True)
 
     def record_failure(self, key: str, clip: Clip, failure: Failure) -> None:
-        """Record that a clip could not be read.
-
-        Raises:
-            KinemaError: the disk is full or cannot be written.
-        """
+        """Record that a clip could not be read."""
         record = {"clip": clip.id, "reason": failure.reason, "decoder": failure.decoder}
-        try:
-            self._write(self._failure_path(key), json.dumps(record).encode())
-        except OSError as error:
-            raise self._write_error(self._failure_path(key), error) from None
+        self._write(self._failure_path(key), json.dumps(record).encode())
 
     def _failure_path(self, key: str) -> Path:
         return self.folder / "failed" / f"{key}.json"
 
     def _write(self, path: Path, content: bytes) -> None:
-        with atomic_write(path, self.folder / "tmp") as temporary:
-            temporary.write_bytes(content)
-
-    def _write_error(self, path: Path, error: OSError, needed: int = 0) -> KinemaError:
-        reason = error.strerror or str(error)
-        if needed and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            missing = max(needed - shutil.disk_usage(self.folder.parent).free, 0)
-            reason = f"{reason}: about {missing / 1e6:.1f} MB are missing"
-        return KinemaError(f"{path}: cannot write the feature store: {reason}; run the same command again to resume")
-
-
-def _read_failure(path: Path) -> Failure:
-    try:
-        record = json.loads(path.read_text())
-        return Failure(str(record["reason"] or "unknown reason"), str(record.get("decoder") or ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return Failure("unknown reason (the record of the failure is damaged)")
+        temporary_folder = self.folder / "tmp"
+        try:
+            for folder in (temporary_folder, path.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path, temporary_folder) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            raise KinemaError(
+                f"{path}: cannot write the feature store: {error.strerror}; run the same command again to resume"
+            ) from None
 
 
 def _digest(weights: Path | None) -> str | None:
-    try:
-        return read_content(weights)[2] if weights else None
-    except OSError as error:
-        raise ConfigError(f"{weights}: cannot read the weight file: {error.strerror}") from None
+    return read_content(weights)[2] if weights else None

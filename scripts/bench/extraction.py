@@ -1,11 +1,11 @@
-"""Measure extraction on this machine against plain ways, and how close it comes to the limit of its parts.
+"""Compare the speed of extraction on this machine with a plain loop, and with the limit set by its parts.
 
     python scripts/bench/extraction.py --videos data/demo/videos --out docs/performance/extraction
 
 The plain loop is what most public code does: decord, timm's transform, the CNN in eager fp32, one video at a time.
-`--peer` names a clone of github.com/v-iashin/video_features, whose timm extractor then goes over the same files with
-the same weights (it needs: pip install opencv-python-headless omegaconf). It computes every frame of a file; Kinema and
-the plain loop compute `sampling.frames` of them.
+`--peer` names a clone of github.com/v-iashin/video_features, whose timm extractor then reads the same files with the
+same weights (it needs: pip install opencv-python-headless omegaconf). It computes every frame of a file, Kinema and the
+plain loop `sampling.frames` of them.
 """
 
 import argparse
@@ -38,11 +38,11 @@ from pipeline.video.workers import Failure, run_isolated
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path, default=Path("data/demo/videos"), help="folder, searched at any depth")
-    parser.add_argument("--files", type=int, default=16, help="files taken, evenly over the folder")
-    parser.add_argument("--times", type=int, default=8, help="how often the pipeline goes over them in a round")
+    parser.add_argument("--files", type=int, default=16, help="number of files, spread evenly over the folder")
+    parser.add_argument("--times", type=int, default=8, help="passes of the pipeline over them per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", type=Path, help="folder of a clone of video_features")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
+    parser.add_argument("--out", type=Path, help="also write OUT.md and OUT.json")
     args = parser.parse_args()
 
     found = [path for path in sorted(args.videos.rglob("*.*")) if path.is_file()]
@@ -52,17 +52,17 @@ def main() -> None:
     backbone = Backbone(BackboneConfig(), device)
     decode, sampling, workers = DecodeConfig(), SamplingConfig(), joblib.cpu_count()
     load = functools.partial(read_frames, sampling=sampling, decode=decode, transform=backbone.transform)
-    loaded = [load(clip) for clip in clips[: args.files]]
-    if unreadable := [clip.id for clip, got in zip(clips, loaded, strict=False) if isinstance(got, Failure)]:
+    loaded = list(run_isolated(load, clips[: args.files], workers, decode.timeout))
+    if unreadable := [clip.id for clip, decoded in loaded if isinstance(decoded, Failure)]:
         raise SystemExit(f"{unreadable[0]} cannot be read; give a folder of healthy videos")
-    ready = np.concatenate([decoded.frames for decoded, _ in loaded])
+    ready = np.concatenate([decoded.frames for _, decoded in loaded])
     ready = np.concatenate([ready] * max(1, 1000 // len(ready)))
-    backbones = {backbone.choice.engine: backbone}
-    if backbone.choice.engine != "torch":
+    backbones = {backbone.engine: backbone}
+    if not backbone.engine.startswith("torch"):
         backbones["torch"] = Backbone(BackboneConfig(engine="torch"), device)
 
     def decode_alone() -> int:
-        return sum(len(got[0].frames) for _, got in run_isolated(load, clips, workers, decode.timeout))
+        return sum(len(decoded.frames) for _, decoded in run_isolated(load, clips, workers, decode.timeout))
 
     plain, decoding = "plain loop", f"decode and resize alone, {workers} processes"
     ways: dict[str, Callable[[], int]] = {plain: functools.partial(plain_loop, paths, sampling.frames, device)}
@@ -73,16 +73,16 @@ def main() -> None:
     for engine in backbones.values():
         ways[f"CNN alone, {engine.engine}"] = functools.partial(run_cnn, engine, ready)
         ways[f"pipeline, {engine.engine}"] = functools.partial(run_pipeline, clips, engine, sampling, decode)
-    of_pooled = Backbone(BackboneConfig(view="pooled", engine=backbone.choice.engine), device)
-    ways[f"CNN alone, {of_pooled.engine}, view pooled"] = functools.partial(run_cnn, of_pooled, ready)
+    pooled = Backbone(BackboneConfig(view="pooled"), device)
+    ways[f"CNN alone, {pooled.engine}, view pooled"] = functools.partial(run_cnn, pooled, ready)
     rates = alternate(ways, args.rounds)
 
-    rows = [("", "frames/s", "against the plain loop", "share of the limit")]
+    rows = [("", "frames/s", "vs. plain loop", "share of the limit")]
     for name, values in rates.items():
         share = ""
         if name.startswith("pipeline"):
             parts = list(zip(rates[decoding], rates[name.replace("pipeline", "CNN alone")], strict=True))
-            # On a CPU both share the cores, so their times add up; else the slower of them is the limit.
+            # On a CPU decoding and CNN share the cores, so their times add up. On a GPU the slower is the limit.
             limits = [1 / (1 / a + 1 / b) if device.type == "cpu" else min(a, b) for a, b in parts]
             share = f"{ratio(values, limits):.0%}"
         rows.append((name, f"{statistics.median(values):.0f}", f"{ratio(values, rates[plain]):.1f}", share))
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def plain_loop(paths: list[Path], frames: int, device: torch.device) -> int:
-    """Decodes, transforms and runs one video after the other; returns the number of frames."""
+    """Decode, transform and run one video after the other; return the number of frames."""
     model, transform = plain_model(device)
     done = 0
     for path in paths:
@@ -112,7 +112,7 @@ def plain_model(device: torch.device) -> tuple[torch.nn.Module, Callable]:
 
 
 def peer(folder: Path, batch_size: int, device: torch.device) -> Callable[[list[Path]], int]:
-    """Makes the peer's extractor; it asks the hub for weights, and is given those of the package instead."""
+    """Create the peer's extractor, with the weights of `plain_model` instead of a download."""
     sys.path.append(str(folder))
     from models.timm.extract_timm import ExtractTIMM
 

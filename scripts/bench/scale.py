@@ -1,11 +1,11 @@
-"""Measure what a data set of UCF101's size costs on this machine by stage, and how the cost grows with the clips.
+"""Measure the cost of each stage for a data set of UCF101's size, and how it grows with the number of clips.
 
     python scripts/bench/scale.py --videos data/demo/videos --out docs/performance/scale
 
-Links to real files, decoded anew for each, make a set with UCF101's numbers: 101 classes, 25 groups, 13,320 clips, of
-which groups 1 to 7 are the test split. Labels are arbitrary, so the accuracy means nothing. Extraction, training and
-evaluation are the commands that a user runs. A run that was stopped goes on from what the folder `--work` keeps until
-the end; extraction alone must be measured in one go.
+Copies of real files, each with a few bytes of its own at the end, form a data set like UCF101: 101 classes, 25 groups,
+13,320 clips, groups 1 to 7 for the test. Labels are arbitrary, so the accuracy means nothing. Extraction, training and
+evaluation are the commands that a user runs. A stopped run resumes from the folder `--work`, which is removed at the
+end; extraction alone must run in one go.
 """
 
 import argparse
@@ -35,11 +35,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path, default=Path("data/demo/videos"), help="folder, searched at any depth")
     parser.add_argument("--clips", type=int, default=13_320)
-    parser.add_argument("--work", type=Path, default=Path("data/scale"), help="folder for links, features and runs")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
+    parser.add_argument("--work", type=Path, default=Path("data/scale"), help="folder for clips, features and runs")
+    parser.add_argument("--out", type=Path, help="also write OUT.md and OUT.json")
     args = parser.parse_args()
 
-    files = make_links(args.videos, args.clips, args.work)
+    files = make_clips(args.videos, args.clips, args.work)
     work, run = args.work, args.work / "runs" / "scale"
     settings = ["--data.root", work / "videos", "--data.lists", work / "lists", "--store", work / "store"]
     train = ["train", *settings, "--runs", run.parent, "--run", run.name, "--train.epochs", EPOCHS, "--tracking", "off"]
@@ -55,10 +55,10 @@ def main() -> None:
     kept = work / "measured.json"
     measured = json.loads(kept.read_text()) if kept.exists() else {}
     if not measured and (work / "store").exists():
-        raise SystemExit(f"{work}: extraction was stopped, so its time is not known; delete the folder and begin anew")
+        raise SystemExit(f"{work}: extraction was stopped, so its time is unknown; delete the folder and start again")
     about = {"files": files, "clips": args.clips}
     if measured and not about.items() <= measured.items():
-        raise SystemExit(f"{work}: other clips were measured there; delete the folder and begin anew")
+        raise SystemExit(f"{work}: holds measurements of other clips; delete the folder and start again")
     measured |= about
     for name, stage in stages.items():
         if name not in measured:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Makes the table. Extraction goes from mark to mark, the others begin anew for each number of clips."""
+    """Return the table. Extraction is measured from mark to mark, the others from the start."""
     table = [("", "clips", "seconds", "ms per clip", "MiB")]
     for name in ("extract", "find entries", "load features", "train an epoch"):
         clips, seconds = 0, 0.0
@@ -78,12 +78,12 @@ def rows(measured: dict[str, Any]) -> list[tuple[str, ...]]:
             table.append((name, f"{mark['clips']:,}", f"{mark['seconds']:,.2f}", f"{each:,.3g}", f"{mark['MiB']:,.0f}"))
             if name == "extract":
                 clips, seconds = mark["clips"], mark["seconds"]
-    commands = {"resume": "kinema extract, again", "train": "kinema train", "evaluate": "kinema evaluate"}
+    commands = {"resume": "kinema extract again", "train": "kinema train", "evaluate": "kinema evaluate"}
     return table + [(text, "", f"{measured[name]:,.0f}", "", "") for name, text in commands.items()]
 
 
-def make_links(videos: Path, clips: int, work: Path) -> int:
-    """Makes the set and returns the number of real files behind it."""
+def make_clips(videos: Path, clips: int, work: Path) -> int:
+    """Create the data set and return the number of real files in it."""
     from pipeline.data.folder import VIDEO_SUFFIXES
 
     files = [path.resolve() for path in sorted(videos.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
@@ -92,12 +92,12 @@ def make_links(videos: Path, clips: int, work: Path) -> int:
         group, label, take = GROUPS - number % GROUPS, number // GROUPS % CLASSES, number // (GROUPS * CLASSES) + 1
         file = files[number % len(files)]
         name = f"C{label:03}/v_C{label:03}_g{group:02}_c{take:02}{file.suffix}"
-        link = work / "videos" / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(file)
+        path = work / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():  # Equal contents would be extracted once. Players ignore bytes after the end.
+            path.write_bytes(file.read_bytes() + number.to_bytes(8, "big"))
         lists["testlist01.txt" if group <= TEST_GROUPS else "trainlist01.txt"].append(name)
-    # With fewer clips than of UCF101 there are fewer classes too.
+    # Fewer clips than in UCF101 have fewer classes.
     lists["classInd.txt"] = [f"{label + 1} C{label:03}" for label in range(min(CLASSES, -(-clips // GROUPS)))]
     (work / "lists").mkdir(exist_ok=True)
     for name, lines in lists.items():
@@ -120,7 +120,7 @@ def seconds_of(process: subprocess.Popen) -> float:
 
 
 def extraction(command: list[Any]) -> list[dict[str, float]]:
-    """Extracts, and notes time and memory of the main process as `PARTS` are reached, by its lines of progress."""
+    """Extract; record time and memory of the main process when its progress reaches one of `PARTS`."""
     process = kinema(command)
     began = time.monotonic()
     marks: list[dict[str, float]] = []
@@ -138,7 +138,7 @@ def extraction(command: list[Any]) -> list[dict[str, float]]:
 
 
 def alone(measure: Callable[[Path, int], float], work: Path, clips: int) -> dict[str, float]:
-    """Runs a measurement in a process of its own, and adds the most memory that this took."""
+    """Run a measurement in a process of its own; add its peak memory."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         seconds = pool.submit(measure, work, clips).result()
         peak = pool.submit(peak_memory).result()
@@ -149,18 +149,18 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# What follows imports late, so that the memory of finding entries is not that of PyTorch.
-def opened(work: Path, clips: int) -> tuple[Any, Any]:
-    from pipeline.config import BackboneConfig, DataConfig, SamplingConfig
+# These functions import late, so that the memory of finding entries does not include that of PyTorch.
+def opened(work: Path, clips: int) -> tuple[Any, Any, Any]:
+    from pipeline.config import Config, DataConfig
     from pipeline.data.splits import load_dataset
     from pipeline.features.store import FeatureStore
 
-    dataset = load_dataset(DataConfig(root=work / "videos", lists=work / "lists"))
-    return FeatureStore.last(work / "store", BackboneConfig(), SamplingConfig(), 0.5), dataset.clips[:clips]
+    config = Config(data=DataConfig(root=work / "videos", lists=work / "lists"), store=work / "store")
+    return config, FeatureStore.last(config), load_dataset(config.data).clips[:clips]
 
 
 def find(work: Path, clips: int) -> float:
-    store, some = opened(work, clips)
+    _, store, some = opened(work, clips)
     began = time.monotonic()
     if not all(store.find(clip) for clip in some):
         raise SystemExit("a clip has no features")
@@ -179,23 +179,16 @@ def train_an_epoch(work: Path, clips: int) -> float:
     from pipeline.runs.trainer import fit
 
     _, loaded = _loaded(work, clips)
-    learns = torch.ones(1, clips, dtype=torch.bool)
-    config = TrainConfig(epochs=4)
-    device = resolve_device("auto")
-    _, history = fit(HeadConfig(), config, loaded, learns, device, lambda _: None)
+    is_train_N = torch.ones(clips, dtype=torch.bool)
+    _, history = fit(HeadConfig(), TrainConfig(epochs=4), loaded, is_train_N, resolve_device("auto"), lambda _: None)
     return min(record["seconds"] for record in history[1:])
 
 
 def _loaded(work: Path, clips: int) -> tuple[float, Any]:
-    from pipeline.config import HeadConfig
-    from pipeline.models.heads import Reduction
-    from pipeline.runs.dataset import load_clips, read_features
+    from pipeline.runs.dataset import fit_reduction, load_clips
 
-    store, some = opened(work, clips)
-    head = HeadConfig()
-    reduction = Reduction.of(
-        *read_features(store, some[: head.pca_components]), head.pca_components, head.pyramid_levels
-    )
+    config, store, some = opened(work, clips)
+    reduction = fit_reduction(config, store, some)
     began = time.monotonic()
     loaded = load_clips(store, some, [f"C{label:03}" for label in range(CLASSES)], reduction)
     return time.monotonic() - began, loaded
