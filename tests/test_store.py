@@ -180,7 +180,7 @@ def test_temporary_files_of_killed_processes_are_removed_after_a_day(store):
 
 def test_a_claim_holds_until_its_process_ends(store):
     code = "import sys; from pathlib import Path; from pipeline.features.store import FeatureStore\n"
-    code += "print(FeatureStore(Path(sys.argv[1]), 0.5).claim('key'), flush=True); sys.stdin.read()"
+    code += "store = FeatureStore(Path(sys.argv[1]), 0.5); print(store.claim('key'), flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, store.folder]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
