@@ -53,7 +53,10 @@ class Motion(Pyramid):
 
 
 class Sequence(nn.Module):
-    """A sequence model that reads the motion of every sampled frame; its states are averaged over time."""
+    """A sequence model that reads the motion of every sampled frame; its states are averaged over time.
+
+    Subclasses `build` the model and return the width of its `states`, which they compute from inputs [N,T,hidden].
+    """
 
     def __init__(self, widths: tuple[int, int], classes: int, config: HeadConfig):
         super().__init__()
@@ -61,14 +64,6 @@ class Sequence(nn.Module):
         dropout = nn.Dropout(config.dropout)
         self.project = nn.Sequential(nn.Linear(self.motion, hidden), nn.GELU(), dropout)
         self.classify = nn.Sequential(dropout, nn.Linear(self.build(config), classes))
-
-    def build(self, config: HeadConfig) -> int:
-        """Create the sequence model and return the width of its states."""
-        raise NotImplementedError
-
-    def states(self, inputs_NTH: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Return the states of the sequence model, [N,T,H]."""
-        raise NotImplementedError
 
     def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         states_NTH = self.states(self.project(frames_NTF[..., -self.motion :]), lengths_N)
@@ -137,19 +132,10 @@ def encoder(size: int, config: HeadConfig) -> nn.TransformerEncoder:
     return nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
 
 
-PATHS = {
-    "mean": Mean,
-    "pyramid": Pyramid,
-    "motion": Motion,
-    "bilstm": BiLSTM,
-    "lstm": LSTM,
-    "transformer": Transformer,
-    "lstm_transformer": LSTMTransformer,
-}
-LINEAR = ("mean", "pyramid", "motion")
-SEQUENCE = ("bilstm", "lstm", "transformer", "lstm_transformer")
-KINDS = {"mean": ("mean",), "pyramid": LINEAR, **{kind: (*LINEAR, kind) for kind in SEQUENCE}}
-"""Paths of each kind of head."""
+LINEAR = {"mean": Mean, "pyramid": Pyramid, "motion": Motion}
+SEQUENCE = {"bilstm": BiLSTM, "lstm": LSTM, "transformer": Transformer, "lstm_transformer": LSTMTransformer}
+KINDS = {"mean": {"mean": Mean}, "pyramid": LINEAR, **{kind: {**LINEAR, kind: SEQUENCE[kind]} for kind in SEQUENCE}}
+"""Paths of each kind of head by name."""
 
 
 class Head(nn.Module):
@@ -163,7 +149,7 @@ class Head(nn.Module):
     @classmethod
     def build(cls, widths: tuple[int, int], classes: int, config: HeadConfig) -> "Head":
         """Create the head of the configured kind for frames of `Reduction.widths`."""
-        return cls({name: PATHS[name](widths, classes, config) for name in KINDS[config.kind]})
+        return cls({name: path(widths, classes, config) for name, path in KINDS[config.kind].items()})
 
     def baselines(self) -> dict[str, "Head"]:
         """Return the simpler heads that this one contains, by kind; they share its paths."""

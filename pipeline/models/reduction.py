@@ -23,7 +23,7 @@ class Reduction(nn.Module):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Number of components (as many changes) and of motion components."""
+        """Numbers of components and of motion components."""
         return self.basis.shape[1], self.motion_basis.shape[1]
 
     @classmethod
