@@ -25,9 +25,10 @@ from pipeline.video.workers import Failure, run_isolated
 def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool = False) -> None:
     """Compute the missing features of a data set, or for the shard (i, n) of the i-th of n parts of it."""
     began = time.monotonic()
+    device = resolve_device(config.device)
     dataset = load_dataset(config.data)
     clips = dataset.clips[shard[0] - 1 :: shard[1]]
-    backbone = Backbone(config.backbone, resolve_device(config.device))
+    backbone = Backbone(config.backbone, device)
     store = FeatureStore.prepare(config, backbone)
     print(f"{len(clips)} clips, {len(dataset.classes)} classes, store {store.folder}, {backbone.engine}")
 

@@ -75,7 +75,7 @@ def test_the_page_of_settings_is_up_to_date():
         ("train --train.seed", "--train.seed: expected one argument"),
         ("train --head.hidden many", "head.hidden: input should be a valid integer"),
         ("train --head.hidden null", "head.hidden: input should be a valid integer"),
-        ("train --head.kind gru", "head.kind: input should be 'bilstm', 'transformer'"),
+        ("train --head.kind gru", "head.kind: input should be 'bilstm', 'lstm'"),
         ("train --data.split 4", "data.split: input should be less than or equal to 3"),
         ("train --max-missing=2", "max_missing: input should be less than or equal to 1"),
         ("train --max_missing 2", "max_missing: input should be less than or equal to 1"),
@@ -137,7 +137,7 @@ def test_arguments_and_settings_in_any_order(tmp_path, calls):
 
 @pytest.mark.parametrize(("old", "new"), Config.RENAMED.items())
 def test_former_names_lead_to_the_new_ones(tmp_path, old, new):
-    fails(2, f"unknown argument '--{old}'; did you mean '{new}'?", "train", f"--{old}", 3)
+    fails(2, f"unknown argument '--{old.replace('_', '-')}'; did you mean '{new}'?", "train", f"--{old}", 3)
     section, leaf = old.split(".")
     (tmp_path / "c.yaml").write_text(f"{section}:\n  {leaf}: 3\n")
     fails(2, f"c.yaml:2: unknown setting '{old}'; did you mean '{new}'?", "train", "--config", tmp_path / "c.yaml")
