@@ -9,7 +9,7 @@ from pipeline.base.errors import ConfigError, KinemaError, printable
 from pipeline.base.progress import progress
 from pipeline.config import Config
 from pipeline.features.entry import DamagedEntry, read_entry
-from pipeline.features.manifest import read_manifest, require_new_layout
+from pipeline.features.store import read_manifest, require_new_layout
 
 ENTRIES = "??/*.safetensors"
 COLUMNS = "fingerprint", "model", "crop", "view", "frames", "precision", "clips", "failed", "size", "last written"

@@ -77,6 +77,7 @@ def test_features_are_those_of_timm(engine):
         cosines(features[:4, :1280], reference_features(backbone, "tf_efficientnet_lite0", pictures())).min() >= 0.999
     )
     assert np.array_equal(features[1:4], backbone(frames[5:8]))
+    assert 0.999 < backbone.cosine_to_fp32() <= 1 + 1e-9
 
 
 @pytest.mark.skipif(len(ENGINES) < 2, reason="openvino is not installed")

@@ -343,7 +343,7 @@ def test_predict_answers_for_every_file(tmp_path, small_set, trained):
 def test_features_of_another_version_are_not_used(settings_of_small_set, trained, monkeypatch):
     video = settings_of_small_set[1] / "Grow" / "v_Grow_g01_c01.avi"
     kinema("predict", trained, video, "--backbone.engine", "torch", "--backbone.precision", "fp32")
-    monkeypatch.setattr("pipeline.features.manifest.FORMAT", 99)
+    monkeypatch.setattr("pipeline.features.store.FORMAT", 99)
     fails(1, "features that another version of Kinema or timm made; extract and train again", "predict", trained, video)
     fails(1, "no features with these settings; run kinema extract", "train", *settings_of_small_set, "--run", "newer")
 

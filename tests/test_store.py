@@ -18,8 +18,7 @@ from pipeline.config import BackboneConfig, Config, DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
 from pipeline.features.entry import ClipFeatures
 from pipeline.features.index import ContentIndex
-from pipeline.features.manifest import fingerprint
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import FeatureStore, fingerprint
 from pipeline.video.workers import Failure
 
 ENGINE = "torch fp32 on cpu"
@@ -28,7 +27,8 @@ ENGINE = "torch fp32 on cpu"
 def backbone(weights="0"):
     """What the store needs of a CNN."""
     identity = {"weights_sha256": weights, "transform": {"input_size": (3, 224, 224)}}
-    return SimpleNamespace(identity=identity, saved=lambda: save({"a": np.frombuffer(weights.encode(), np.uint8)}))
+    content = save({"a": np.frombuffer(weights.encode(), np.uint8)})
+    return SimpleNamespace(identity=identity, engine=ENGINE, saved=lambda: content, cosine_to_fp32=lambda: 0.9999)
 
 
 def prepare(folder, **more):
@@ -242,6 +242,7 @@ def test_the_manifest_and_the_cnn_are_written_once_and_repaired(store):
     manifest, cnn = store.folder / "manifest.json", store.backbone_file
     content, inodes = (manifest.read_bytes(), cnn.read_bytes()), (manifest.stat().st_ino, cnn.stat().st_ino)
     assert json.loads(content[0])["sampling"] == {"frames": 16} and content[1] == backbone().saved()
+    assert json.loads(content[0])["cosine_to_fp32"] == {ENGINE: 0.9999}
     prepare(store.folder.parent)
     assert (manifest.stat().st_ino, cnn.stat().st_ino) == inodes
     manifest.write_text("{")

@@ -72,6 +72,15 @@ class Backbone:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._run))
         self._run, self._chosen, self._process = None, ("torch", "fp32"), os.getpid()
 
+    def cosine_to_fp32(self) -> float:
+        """Measure the least cosine between features of this engine and of PyTorch in fp32, on scikit-learn's photos."""
+        from sklearn.datasets import load_sample_images  # Takes half a second.
+
+        pictures_2HW3 = torch.from_numpy(np.stack(load_sample_images().images))
+        frames = self.transform(pictures_2HW3.permute(0, 3, 1, 2)).numpy()
+        own, exact = (torch.from_numpy(run(frames)).double() for run in (self, self._start("torch", "fp32")))
+        return float(nn.functional.cosine_similarity(own, exact).min())
+
     def saved(self) -> bytes:
         """Return the weights in safetensors format; from copies, because it refuses two names for one tensor."""
         return save({key: value.contiguous().clone() for key, value in self.state.items()})

@@ -6,6 +6,7 @@ file, followed by `@start-end` for a segment. So moved, renamed and copied files
 sets and machines can share a store. Files are written to `tmp/` and moved, so that an entry is complete or absent.
 """
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.base.errors import KinemaError
 from pipeline.base.files import atomic_write
@@ -22,11 +23,39 @@ from pipeline.config import Config
 from pipeline.data.clip import Clip, segment_of
 from pipeline.features.entry import ClipFeatures, DamagedEntry, Header, encode_entry, read_entry, read_header
 from pipeline.features.index import ContentIndex, read_content
-from pipeline.features.manifest import fingerprint, read_manifest, require_new_layout, settings_of
 from pipeline.video.workers import Failure
 
 if TYPE_CHECKING:  # Reading features needs no CNN, whose libraries take seconds to import.
     from pipeline.features.backbone import Backbone
+
+FORMAT = 4  # Counts up when the same settings begin to give other numbers.
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return the settings that decide the numbers. `Backbone.identity` is what the loaded CNN adds."""
+    backbone = {name: getattr(config.backbone, name) for name in ("model", "crop", "view", "precision")}
+    return {"format": FORMAT, "extractor": "frame-cnn", **backbone, "sampling": dataclasses.asdict(config.sampling)}
+
+
+def fingerprint(config: Config, backbone: "Backbone") -> str:
+    """Return the digest of everything that decides the numbers, the name of the folder."""
+    text = json.dumps(settings_of(config) | backbone.identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest; an empty one if it is missing or damaged."""
+    with suppress(OSError, ValueError):
+        if isinstance(manifest := json.loads(path.read_text()), dict):
+            return manifest
+    return {}
+
+
+def require_new_layout(root: Path) -> None:
+    """Check that a store does not hold only folders of an earlier version."""
+    formats = {read_manifest(path).get("format") for path in root.glob("*/manifest.json")}
+    if formats and formats <= {1, 2, 3}:
+        raise KinemaError(f"{root}: a feature store of an earlier version; delete it, or name another with --store")
 
 
 class FeatureStore:
@@ -63,8 +92,12 @@ class FeatureStore:
         require_new_layout(config.store)
         store = cls.of(config, fingerprint(config, backbone))
         manifest = store.folder / "manifest.json"
-        files = dict.fromkeys([*read_manifest(manifest).get("weights_files", []), _digest(config.backbone.weights)])
-        text = json.dumps(settings_of(config) | backbone.identity | {"weights_files": [*files]}, indent=2)
+        known = read_manifest(manifest)
+        files = dict.fromkeys([*known.get("weights_files", []), _digest(config.backbone.weights)])
+        cosines = known.get("cosine_to_fp32", {})
+        cosines = cosines if backbone.engine in cosines else cosines | {backbone.engine: backbone.cosine_to_fp32()}
+        content = settings_of(config) | backbone.identity | {"weights_files": [*files], "cosine_to_fp32": cosines}
+        text = json.dumps(content, indent=2)
         for path, content in ((store.backbone_file, backbone.saved()), (manifest, text.encode())):
             if not path.exists() or path.read_bytes() != content:
                 store._write(path, content)

@@ -14,7 +14,7 @@ from pipeline.data.clip import Clip
 from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures
 from pipeline.features.extraction import clip_features
-from pipeline.features.manifest import fingerprint
+from pipeline.features.store import fingerprint
 from pipeline.runs.bundle import Bundle
 from pipeline.video.workers import Failure
 
