@@ -88,7 +88,7 @@ ARGUMENTS = (
     ("predict probe", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
-    ("store", "action", dict(nargs="?", default="list", metavar="list|verify|prune", help="default: list")),
+    ("store", "action", dict(nargs="?", choices=("list", "verify", "prune"), default="list", help="default: list")),
     ("store", "fingerprints", dict(nargs="*", metavar="FINGERPRINT", help="prune: features to remove")),
     ("store", "--repair", dict(action="store_true", help="verify: remove damaged entries")),
 )

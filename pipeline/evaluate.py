@@ -1,7 +1,4 @@
-"""Measure a trained run on its test split: metrics.json, predictions.csv, report.md. Only this verb reads the split.
-
-kinema evaluate data/runs/ucf101
-"""
+"""Measure a trained run on its test split: `kinema evaluate data/runs/ucf101`."""
 
 import csv
 import functools

@@ -1,7 +1,4 @@
-"""Compute the features of a data set and cache them.
-
-kinema extract --config configs/ucf101.yaml
-"""
+"""Compute the features of a data set and cache them: `kinema extract --config configs/ucf101.yaml`."""
 
 import time
 from collections import Counter, defaultdict

@@ -1,7 +1,4 @@
-"""Classify video files with a run bundle.
-
-kinema predict data/runs/ucf101 holiday.mp4 --json
-"""
+"""Classify video files with a run bundle: `kinema predict data/runs/ucf101 holiday.mp4 --json`."""
 
 import json
 from pathlib import Path
@@ -14,6 +11,8 @@ from pipeline.video.workers import Failure
 
 def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:
     """Print the `top` classes of each video, as text or as JSON lines; raise at the end if some cannot be read."""
+    if top < 1:
+        raise ConfigError(f"--top {top}: a number of classes, 1 or more")
     if folders := [printable(video) for video in videos if video.is_dir()]:
         raise ConfigError(f"{folders[0]}: a folder; name the files in it, such as {folders[0]}/*")
     unreadable = []

@@ -17,21 +17,27 @@ COLUMNS = "fingerprint", "model", "crop", "view", "frames", "precision", "clips"
 
 def store(config: Config, action: str, fingerprints: list[str], repair: bool) -> None:
     """List, verify or prune the cached features."""
-    if action not in ("list", "verify", "prune"):
-        raise ConfigError(f"kinema store: unknown action {printable(action)!r}; use list, verify or prune")
+    root = config.store
     if (fingerprints and action != "prune") or (repair and action != "verify"):
         raise ConfigError(f"store {action}: FINGERPRINT is for prune and --repair for verify")
+    if not root.is_dir():
+        raise ConfigError(f"store: no such folder: {root}")
+    require_new_layout(root)
+    folders = {file.parent.name: file.parent for file in sorted(root.glob("*/manifest.json"))}
     if action == "list":
-        list_store(config.store)
+        _list([*folders.values()])
     elif action == "verify":
-        verify_store(config.store, repair)
+        _verify([file for folder in folders.values() for file in folder.glob(ENTRIES)], repair, root)
     else:
-        prune_store(config.store, fingerprints)
+        unknown = [name for name in fingerprints if name not in folders]
+        if unknown or not fingerprints:
+            raise ConfigError(f"{root}: no fingerprint {' '.join(unknown) or 'given'}; kinema store lists them")
+        for name in {*fingerprints}:
+            shutil.rmtree(folders[name])
+            print(f"removed {folders[name]}")
 
 
-def list_store(root: Path) -> None:
-    """Print a line for each fingerprint."""
-    folders = _folders(root)  # Raises before the heading is printed.
+def _list(folders: list[Path]) -> None:
     row = "{:16}  {:24}  {:4}  {:6}  {:>6}  {:9}  {:>6}  {:>6}  {:>9}  {}".format
     print(row(*COLUMNS))
     for folder in folders:
@@ -48,9 +54,8 @@ def list_store(root: Path) -> None:
         print(row(folder.name, *settings, clips, failed, f"{size:.1f} MB", written))
 
 
-def verify_store(root: Path, repair: bool) -> None:
+def _verify(files: list[Path], repair: bool, root: Path) -> None:
     """Compare every entry with its checksum. `repair` removes damaged ones, so that they are computed again."""
-    files = [file for folder in _folders(root) for file in folder.glob(ENTRIES)]
     damaged = 0
     with progress("verify", len(files), "entries") as bar:
         for file in files:
@@ -65,21 +70,3 @@ def verify_store(root: Path, repair: bool) -> None:
     print(f"verify: {len(files)} entries, {damaged} damaged" + (" and removed" if damaged and repair else ""))
     if damaged and not repair:
         raise KinemaError(f"{root}: {damaged} entries are damaged; kinema store verify --repair removes them")
-
-
-def prune_store(root: Path, fingerprints: list[str]) -> None:
-    """Remove all features of fingerprints."""
-    known = {folder.name: folder for folder in _folders(root)}
-    unknown = [name for name in fingerprints if name not in known]
-    if unknown or not fingerprints:
-        raise ConfigError(f"{root}: no fingerprint {' '.join(unknown) or 'given'}; kinema store lists them")
-    for name in {*fingerprints}:
-        shutil.rmtree(known[name])
-        print(f"removed {known[name]}")
-
-
-def _folders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        raise ConfigError(f"store: no such folder: {root}")
-    require_new_layout(root)
-    return sorted(file.parent for file in root.glob("*/manifest.json"))

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.base.files import read_json
+from pipeline.base.settings import build
+from pipeline.config import Config
 from pipeline.features.store import FeatureStore
 from pipeline.runs.bundle import Bundle
 
@@ -92,7 +94,7 @@ def test_refit_trains_on_train_and_val(small_set, settings_of_small_set, trained
     history = read_json(bundle.history_file)
     assert "val_loss" in history["bilstm"][-1] and "val_loss" not in history["bilstm-refit"][-1]
     kinema("train", *settings_of_small_set, "--runs", tmp_path, "--train.epochs", 12, "--train.refit", "false")
-    config = bundle.config({})
+    config = build(Config, bundle.config_file, {})
     store = FeatureStore.last(config)
     clips = bundle.dataset(config.data.root).clips
     for run, splits in ((trained, ("train", "val")), (tmp_path / "run", ("train",))):

@@ -8,13 +8,12 @@ from pathlib import Path
 from pipeline.base.errors import KinemaError, printable, summarize
 from pipeline.data.clip import Clip, group_of
 
+# Extensions of the containers that the decoder opens.
 VIDEO_SUFFIXES = {".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".flv", ".f4v"}
 VIDEO_SUFFIXES |= {".wmv", ".asf", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t"}
 VIDEO_SUFFIXES |= {".trp", ".ogv", ".ogm", ".ivf", ".gif", ".mxf", ".rm", ".rmvb", ".dv", ".h264", ".264", ".avc"}
 VIDEO_SUFFIXES |= {".h265", ".265", ".hevc"}
-"""Extensions of the containers that the decoder opens."""
-HIDDEN = (".", "__MACOSX")
-"""Prefixes of names that are skipped. macOS leaves `._clip.mp4`, which is no video, beside a clip."""
+HIDDEN = (".", "__MACOSX")  # Prefixes. macOS leaves `._clip.mp4`, which is no video, beside a clip.
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation"), "test"),

@@ -14,8 +14,7 @@ from pipeline.config import DataConfig
 from pipeline.data.clip import Clip, clip_id, group_of
 from pipeline.data.folder import read_folder, split_of
 
-CSV_COLUMNS = "path", "label", "group", "split", "start", "end"
-"""Columns of a CSV list. Only the first two are required."""
+CSV_COLUMNS = "path", "label", "group", "split", "start", "end"  # The first two are required.
 
 
 def read_clips(config: DataConfig) -> tuple[list[Clip], list[str], int | str]:
@@ -63,7 +62,7 @@ def read_csv(root: Path, file: Path) -> list[Clip]:
             raise KinemaError(f"{where}: unknown split '{row['split']}'; use train, val or test")
         if "\\" in name and not os.path.lexists(root / name):  # Written on Windows.
             name = name.replace("\\", "/")
-        clips.append(_clip(root, where, name, printable(row["label"]), split, row["group"], _times(where, row)))
+        clips.append(_clip(root, where, name, printable(row["label"]), split, row["group"], *_times(where, row)))
     return clips
 
 
@@ -107,8 +106,7 @@ def read_ucf101(root: Path, lists: Path, split: int) -> tuple[list[Clip], list[s
     """Read classInd.txt (`1 Archery`), trainlist01.txt (`Archery/v_Archery_g08_c01.avi 1`) and testlist01.txt."""
     classes = {}
     for where, line in _lines(lists / "classInd.txt"):
-        match = re.fullmatch(r"(\d+)\s+(.+)", line)
-        if not match:
+        if not (match := re.fullmatch(r"(\d+)\s+(.+)", line)):
             raise KinemaError(f"{where}: expected '<number> <class>', got '{line}'")
         classes[printable(match[2])] = match[1]
     clips = []
@@ -125,29 +123,25 @@ def read_ucf101(root: Path, lists: Path, split: int) -> tuple[list[Clip], list[s
 def read_hmdb51(root: Path, lists: Path, split: int) -> list[Clip]:
     """Read <class>_test_split1.txt: `file.avi 1`, where 1 is train, 2 is test and 0 is neither."""
     ending = f"_test_split{split}.txt"
-    files = sorted(lists.glob(f"*{ending}"))
-    if not files:
+    if not (files := sorted(lists.glob(f"*{ending}"))):
         raise ConfigError(f"data.lists: {lists} has neither classInd.txt (UCF101) nor *{ending} (HMDB51)")
     clips = []
     for file in files:
         label = file.name.removesuffix(ending)
         for where, line in _lines(file):
-            match = re.fullmatch(r"(.+?)\s+([012])", line)
-            if not match:
+            if not (match := re.fullmatch(r"(.+?)\s+([012])", line)):
                 raise KinemaError(f"{where}: expected '<file> 0|1|2', got '{line}'")
             if match[2] != "0":
                 clips.append(_clip(root, where, f"{label}/{match[1]}", label, "train" if match[2] == "1" else "test"))
     return clips
 
 
-def _clip(root: Path, where: str, name: str, label: str, split: str, group: str = "", times=(None, None)) -> Clip:
+def _clip(root: Path, where: str, name: str, label: str, split: str, group: str = "", start=None, end=None) -> Clip:
     """Return the clip of a line. Links may lead out of the root, lists may not."""
     relative = os.path.relpath(os.path.join(root, name), root)
     if relative.startswith(".."):
         raise KinemaError(f"{where}: '{name}' is outside of data.root {root}; list only files below it")
-    start, end = times
-    id = clip_id(relative, start, end)
-    group = group or group_of(printable(relative), label)
+    id, group = clip_id(relative, start, end), group or group_of(printable(relative), label)
     return Clip(id=id, path=root / relative, label=label, group=group, split=split, start=start, end=end)
 
 

@@ -22,7 +22,6 @@ class Dataset:
     split: int | str
 
     def of(self, split: str) -> list[Clip]:
-        """Return the clips of one split."""
         return [clip for clip in self.clips if clip.split == split]
 
 
@@ -61,26 +60,19 @@ def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
     With few or uneven groups this is not exact. Of the possible folds it takes one with the most classes in the rest,
     then with the most classes held out, then with at most half of the clips.
     """
-    labels_N = np.array([clip.label for clip in clips])
-    folds = group_folds(labels_N.tolist(), [clip.group for clip in clips], round(1 / fraction), seed)
-    return max(folds, key=lambda held_N: (len({*labels_N[~held_N]}), len({*labels_N[held_N]}), held_N.mean() <= 0.5))
-
-
-def group_folds(labels: list, groups: list[str], most: int, seed: int) -> np.ndarray:
-    """Divide clips into at most `most` folds: whole groups, classes in proportion. Return bool [folds,N]."""
-    folds = min(most, len(set(groups)), max(Counter(labels).values(), default=0))
+    labels_N, groups = np.array([clip.label for clip in clips]), [clip.group for clip in clips]
+    folds = min(round(1 / fraction), len({*groups}), max(Counter(labels_N).values(), default=0))
     if folds < 2:
-        raise KinemaError(f"Cannot hold out any of {len(labels)} training clips: no class has two recordings (groups)")
+        raise KinemaError(f"Cannot hold out any of {len(clips)} training clips: no class has two recordings (groups)")
     from sklearn.model_selection import StratifiedGroupKFold  # Takes half a second to import.
 
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # Classes smaller than the number of folds.
-        held_out = [held for _, held in splitter.split(labels, labels, groups)]
-    return np.stack([np.isin(np.arange(len(labels)), held) for held in held_out])
+        held_out = [np.isin(np.arange(len(clips)), held) for _, held in splitter.split(labels_N, labels_N, groups)]
+    return max(held_out, key=lambda held_N: (len({*labels_N[~held_N]}), len({*labels_N[held_N]}), held_N.mean() <= 0.5))
 
 
 def _split_off(split: str, clips: list[Clip], fraction: float, seed: int) -> list[Clip]:
-    """Move some groups from train to another split."""
     train = [clip for clip in clips if clip.split == "train"]
     moved = {clip.id for clip, held in zip(train, hold_out(train, fraction, seed), strict=True) if held}
     return [replace(clip, split=split) if clip.id in moved else clip for clip in clips]

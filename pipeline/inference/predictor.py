@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.base.device import resolve_device
 from pipeline.base.errors import KinemaError
-from pipeline.config import OVERRIDABLE
+from pipeline.base.settings import build
+from pipeline.config import Config
 from pipeline.data.clip import Clip
 from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures
@@ -32,14 +32,10 @@ class Predictor:
 
     def __init__(self, run: str | Path, overrides: dict[str, Any] | None = None):
         """Load the bundle in the folder `run`. `overrides` are settings by dotted name, such as {"device": "cpu"}."""
-        bundle = Bundle(Path(run))
-        bundle.require_complete()
-        self.config = bundle.config(overrides or {}, OVERRIDABLE["predict"])
-        self.device = resolve_device(self.config.device)
-        self.classes = bundle.classes
-        self.classifier = next(iter(bundle.load_models(self.config, self.device).values()))
+        bundle, self.config, self.device, classifiers = Bundle.load(Path(run), overrides or {}, "predict")
+        self.classes, self.classifier = bundle.classes, next(iter(classifiers.values()))
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
-        if fingerprint(bundle.config({}), self.backbone) != bundle.metadata()["fingerprint"]:
+        if fingerprint(build(Config, bundle.config_file, {}), self.backbone) != bundle.metadata()["fingerprint"]:
             raise KinemaError(
                 f"{run}: trained on features that another version of Kinema or timm made; extract and train again"
             )

@@ -19,10 +19,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from pipeline.base.device import resolve_device
 from pipeline.base.errors import ConfigError, KinemaError, first_line, summarize
 from pipeline.base.files import atomic_write, checksum
 from pipeline.base.settings import build, to_yaml
-from pipeline.config import Config
+from pipeline.config import OVERRIDABLE, Config
 from pipeline.data.clip import Clip, clip_id, segment_of
 from pipeline.data.formats import CSV_COLUMNS
 from pipeline.data.splits import Dataset
@@ -32,40 +33,36 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
 
-FORMAT = "2"
-"""Version of the bundle. Increase it when an older bundle can no longer be read."""
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
-"""File names need not be valid text."""
+FORMAT = "2"  # Counts up when an older bundle can no longer be read.
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # File names need not be valid text.
 
 
 class Bundle:
-    """The folder of a run."""
-
     def __init__(self, folder: Path):
         self.folder = folder
-        self.model_file = folder / "model.safetensors"
-        self.backbone_file = folder / "backbone.safetensors"
-        self.config_file = folder / "config.yaml"
-        self.classes_file = folder / "classes.txt"
-        self.clips_file = folder / "clips.csv"
-        self.history_file = folder / "history.json"
+        self.model_file, self.backbone_file = folder / "model.safetensors", folder / "backbone.safetensors"
+        self.config_file, self.classes_file = folder / "config.yaml", folder / "classes.txt"
+        self.clips_file, self.history_file = folder / "clips.csv", folder / "history.json"
 
-    def require_complete(self) -> None:
-        """Raise a KinemaError if a file is missing, or if another version of Kinema wrote the bundle."""
-        if not self.folder.is_dir():
-            raise ConfigError(f"{self.folder}: no such run; `kinema train` makes one, such as data/runs/demo")
-        if missing := self.missing():
-            raise KinemaError(f"{self.folder}: {missing[0]} is missing: training did not finish; run it again")
-        self.metadata()
+    @classmethod
+    def load(
+        cls, folder: Path, overrides: dict[str, Any], verb: str
+    ) -> tuple["Bundle", Config, torch.device, dict[str, Classifier]]:
+        """Check a run and load its classifiers, with the settings that a verb can change."""
+        bundle = cls(folder)
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such run; `kinema train` makes one, such as data/runs/demo")
+        if missing := bundle.missing():
+            raise KinemaError(f"{folder}: {missing[0]} is missing: training did not finish; run it again")
+        bundle.metadata()
+        config = build(Config, bundle.config_file, overrides, OVERRIDABLE[verb])
+        device = resolve_device(config.device)
+        return bundle, config, device, bundle.load_models(config, device)
 
     def missing(self) -> list[str]:
         """Name the missing files of a complete run."""
         files = self.config_file, self.classes_file, self.backbone_file, self.model_file
         return [file.name for file in files if not file.is_file()]
-
-    def config(self, overrides: dict[str, Any], allowed: tuple[str, ...] | None = None) -> Config:
-        """Read the settings of the run; `allowed` are those that may be overridden."""
-        return build(Config, self.config_file, overrides, allowed)
 
     @property
     def classes(self) -> list[str]:
@@ -79,9 +76,8 @@ class Bundle:
         with self.clips_file.open(newline="", **TEXT) as stream:
             for row in csv.DictReader(stream):
                 start, end = (float(row[name]) if row[name] else None for name in ("start", "end"))
-                columns = {column: row[column] for column in ("label", "group", "split")}
-                name, path = clip_id(row["path"], start, end), root / row["path"]
-                clips[Clip(id=name, path=path, start=start, end=end, **columns)] = row["sha256"]
+                place = {"id": clip_id(row["path"], start, end), "path": root / row["path"], "start": start, "end": end}
+                clips[Clip(**place, **{name: row[name] for name in ("label", "group", "split")})] = row["sha256"]
         return clips
 
     @functools.cached_property
@@ -107,12 +103,10 @@ class Bundle:
         """
         file_of = {clip: clip.id.removesuffix(segment_of(clip)) for clip in [*self.trained_on, *found]}
         files = {(file_of[clip], digest) for clip, digest in self.trained_on.items()}
-        groups = {clip.group for clip in self.trained_on}
-        seen = [
-            clip.id
-            for clip, header in found.items()
-            if (file_of[clip], header.sha256) in files or (clip.group in groups and clip.group != file_of[clip])
-        ]
+        groups, seen = {clip.group for clip in self.trained_on}, []
+        for clip, header in found.items():
+            if (file_of[clip], header.sha256) in files or (clip.group in groups and clip.group != file_of[clip]):
+                seen.append(clip.id)
         if seen:
             raise KinemaError(
                 f"{len(seen)} of {len(found)} test clips, or others of their groups, were trained on: "
@@ -147,8 +141,8 @@ class Bundle:
     def save_models(self, classifiers: dict[str, Classifier], history: dict, metadata: dict[str, str]) -> None:
         """Write history and classifiers, the run's own first, with `identity`, `fingerprint` and `split` (JSON)."""
         self.history_file.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-        state = nn.ModuleDict(classifiers).state_dict()
-        tensors = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        state = nn.ModuleDict(classifiers).cpu().state_dict()
+        tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
         metadata = metadata | {"format": FORMAT, "kinds": " ".join(classifiers)}
         metadata |= {f"{file.stem}_sha256": read_content(file)[2] for file in (self.backbone_file, self.clips_file)}
         metadata["checksum"] = _checksum(tensors, metadata)
@@ -185,8 +179,8 @@ class Bundle:
         try:
             classifiers.load_state_dict(tensors)
         except RuntimeError as error:
-            message = f"{self.model_file}: does not fit config.yaml and classes.txt: {first_line(error)}"
-            raise KinemaError(message) from None
+            reason = f"does not fit config.yaml and classes.txt: {first_line(error)}"
+            raise KinemaError(f"{self.model_file}: {reason}") from None
         return dict(classifiers.to(device).eval().items())
 
     def _require_unchanged(self, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trained run opened for its test clips, for evaluation and probes."""
+"""A trained run with its test clips, for evaluation and probes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.base.device import resolve_device
 from pipeline.base.errors import KinemaError, summarize
-from pipeline.config import OVERRIDABLE, Config
+from pipeline.config import Config
 from pipeline.data.clip import Clip
 from pipeline.data.formats import read_clips
 from pipeline.data.splits import Dataset
@@ -35,24 +34,17 @@ class Tested(NamedTuple):
 
 def open_tested(run: Path, overrides: dict[str, str]) -> Tested:
     """Load a run and find its test clips, or those of the data that overrides of `data` name."""
-    bundle = Bundle(run)
-    bundle.require_complete()
-    config = bundle.config(overrides, OVERRIDABLE["evaluate"])
-    device = resolve_device(config.device)
-    classifiers = bundle.load_models(config, device)
-    dataset, is_own = _test_data(bundle, config, overrides)
+    bundle, config, device, classifiers = Bundle.load(run, overrides, "evaluate")
+    changed = {name for name in overrides if name.startswith("data.")}
+    is_own = not changed or (changed == {"data.root"} and bundle.is_in(config.data.root))
+    if is_own:
+        dataset = bundle.dataset(config.data.root)
+    else:
+        clips, _, split = read_clips(config.data)
+        clips = [replace(clip, split="test") for clip in clips if clip.split in ("test", "")]  # Without splits, all.
+        if unknown := sorted({clip.label for clip in clips} - {*bundle.classes}):
+            raise KinemaError(f"{run}: the run has no class {summarize(unknown)}; train a new one")
+        dataset = Dataset(clips, bundle.classes, split)
     store = FeatureStore.of(config, bundle.metadata()["fingerprint"])
     found = find_clips(store, dataset, "test", config.max_missing)
     return Tested(bundle, config, device, classifiers, dataset, is_own, store, found)
-
-
-def _test_data(bundle: Bundle, config: Config, overrides: dict[str, str]) -> tuple[Dataset, bool]:
-    """Return the data set to test on, and whether it is that of the training. Other data without splits is all test."""
-    changed = {name for name in overrides if name.startswith("data.")}
-    if not changed or (changed == {"data.root"} and bundle.is_in(config.data.root)):
-        return bundle.dataset(config.data.root), True
-    clips, _, split = read_clips(config.data)
-    tested = [replace(clip, split="test") for clip in clips if clip.split in ("test", "")]
-    if unknown := sorted({clip.label for clip in tested} - {*bundle.classes}):
-        raise KinemaError(f"{bundle.folder}: the run has no class {summarize(unknown)}; train a new one")
-    return Dataset(tested, bundle.classes, split), False

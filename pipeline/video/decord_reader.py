@@ -30,32 +30,31 @@ COMPLAINT = re.compile(r"\[([\w,]+) @ 0x[0-9a-f]+\] |\[\d\d:\d\d:\d\d\] ")  # Be
 _one_at_a_time = threading.Lock()
 
 
-def unsafe_reason(path: Path, table: VideoTable) -> str:
-    """Return why decord is unreliable on a file, or ''."""
-    drops = table.container == "avi" and any(packet.hidden for packet in table.packets)
-    closed = all(packet.idr for packet in table.packets if packet.key)
-    reordered = table.counted or (table.reorders and table.codec not in REORDERS_RIGHT)
-    if table.container not in SEEKS_RIGHT or reordered or not closed or drops:
-        return f"does not seek right in this file ({table.container}, {table.codec})"
-    if not table.indexed or any(packet.corrupt for packet in table.packets):
-        return "loses count where packets are damaged or missing, or the index is wrong"
-    ticks = [packet.tick for packet in table.packets if not packet.hidden]
-    ascending = all(after > before for before, after in itertools.pairwise(ticks))
-    steps = np.diff(np.sort(ticks))
-    even = len(steps) == 0 or (steps.min() > 0 and steps.max() < 1.5 * steps.min())
-    if ascending == table.reorders or (table.reorders and not even):
-        return "seeks by time, and the times do not suit the codec"
+def unsafe_reasons(path: Path, table: VideoTable) -> list[str]:
+    """Return why decord may give other frames of a file than players show."""
     with open_video(path) as (container, stream):
-        if sum(not other.disposition & av.stream.Disposition.attached_pic for other in container.streams.video) > 1:
-            return "may take another video stream"
-        shown_as_stored = (orientation(frame) == (False, 0) for frame in container.decode(stream))
-        return "" if next(shown_as_stored, False) else "does not show a turned or mirrored picture as players do"
+        films = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        first = next(container.decode(stream), None)
+    shown = [packet for packet in table.packets if not packet.hidden]
+    ticks, steps = [packet.tick or 0 for packet in shown], np.diff(table.times_N)
+    ascending, even = ticks == sorted({*ticks}), steps.max() < 1.5 * steps.min()
+    reasons = {
+        table.container: table.container not in SEEKS_RIGHT,
+        table.codec: table.counted or (table.reorders and table.codec not in REORDERS_RIGHT),
+        "dropped frames": table.container == "avi" and len(shown) < len(table.packets),
+        "open GOPs": any(packet.key and not packet.idr for packet in table.packets),
+        "damage": not table.indexed or any(packet.corrupt for packet in table.packets),
+        "times that do not suit the codec": ascending == table.reorders or (table.reorders and not even),
+        "several video streams": len(films) > 1,
+        "a turned or mirrored picture": not first or orientation(first) != (False, 0),
+    }
+    return [reason for reason, applies in reasons.items() if applies]
 
 
 def read_decord(path: Path, table: VideoTable, indices: np.ndarray) -> np.ndarray:
     """Read frames, uint8 [T,H,W,3]; raises `DecodeError` where decord fails or is unreliable."""
-    if reason := unsafe_reason(path, table):
-        raise DecodeError(reason, "decord")
+    if reasons := unsafe_reasons(path, table):
+        raise DecodeError(f"unreliable with {', '.join(reasons)}", "decord")
     distinct, places = np.unique(indices, return_inverse=True)
     try:
         with complaints() as lines:
@@ -78,8 +77,8 @@ def read_decord(path: Path, table: VideoTable, indices: np.ndarray) -> np.ndarra
 
 @contextmanager
 def complaints() -> Iterator[list[str]]:
-    """Collect the log of decord and its FFmpeg, the only place where they report damage: standard error, or PyAV's log
-    where both use the same library. Other lines on standard error, of other threads, are passed on."""
+    """Collect the log of decord and its FFmpeg, which alone reports damage: standard error, or PyAV's log if both share
+    a library. Lines of other threads are passed on."""
     lines: list[str] = []
     with _one_at_a_time, tempfile.TemporaryFile() as file, av.logging.Capture(local=False) as log:
         terminal = os.dup(2)

@@ -23,7 +23,7 @@ INTERLACED = (2, 3, 4, 5)  # FFmpeg's AVFieldOrder of streams whose frames may b
 
 
 class DecodeError(Exception):
-    """A clip cannot be read: the reason in a few words, and the decoder that failed."""
+    """A clip cannot be read: why, and which decoder failed."""
 
     def __init__(self, reason: str, decoder: str = "container"):
         super().__init__(reason)

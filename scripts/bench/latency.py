@@ -27,10 +27,8 @@ from pathlib import Path
 import numpy as np
 from pipeline.runs.bundle import Bundle
 from pipeline.features.backbone import Backbone
-from pipeline.base.device import resolve_device
-bundle = Bundle(Path(sys.argv[1]))
-config = bundle.config({})
-backbone = Backbone(config.backbone, resolve_device(config.device), bundle.backbone_file)
+bundle, config, device, _ = Bundle.load(Path(sys.argv[1]), {}, "predict")
+backbone = Backbone(config.backbone, device, bundle.backbone_file)
 reader = decord.VideoReader(sys.argv[2])
 wanted = np.linspace(0, len(reader) - 2, config.sampling.frames).astype(int)
 frames = torch.from_numpy(reader.get_batch(wanted).asnumpy()).permute(0, 3, 1, 2)
