@@ -1,10 +1,7 @@
 """Kinema: video action recognition from cached frozen-CNN features and a bidirectional LSTM.
 
 Verbs are files at the top, started by `cli`. The rooms below them import only from rooms before: `base`, `config`,
-`data` and `models`, `video`, `features`, `runs`, `inference`. `make lint` checks the order.
-
-    from pipeline import Predictor
-"""
+`data` and `models`, `video`, `features`, `runs`, `inference`. `make lint` checks the order."""
 
 from typing import Any
 

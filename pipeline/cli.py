@@ -137,8 +137,7 @@ def _run(argv: list[str]) -> None:
     values |= {"config": config} if "config" in values else {"overrides": overrides}
     if verb in ("extract", "predict"):  # The decoding processes start while PyTorch is imported.
         importlib.import_module("pipeline.video.workers").preload()
-    module = importlib.import_module(f"pipeline.{verb}")
-    getattr(module, "show_failures" if verb == "failures" else verb)(**values)
+    getattr(importlib.import_module(f"pipeline.{verb}"), verb)(**values)
 
 
 if __name__ == "__main__":

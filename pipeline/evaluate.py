@@ -10,25 +10,21 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from pipeline.base.files import read_json
 from pipeline.config import Config, SamplingConfig
 from pipeline.data.clip import Clip, segment_of
 from pipeline.runs import metrics, report
+from pipeline.runs.bundle import open_tested
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
 from pipeline.runs.probe import probe_time
-from pipeline.runs.tested import open_tested
 from pipeline.runs.tracking import Tracker
-from pipeline.video.transform import ResizeAndCrop, read_frames
+from pipeline.video.decode import ResizeAndCrop, read_frames
 from pipeline.video.workers import Failure, run_isolated
 
 
 def evaluate(run: Path, overrides: dict[str, str]) -> None:
-    """Measure the classifiers of a run and the majority class on test clips.
-
-    The override `data.root` names the run's videos if they have moved. Other data has its own report in `other_data/`.
-    """
+    """Measure a run's classifiers and the majority class on test clips. Reports on other data are in `other_data/`."""
     bundle, config, device, classifiers, dataset, is_own, store, found = open_tested(run, overrides)
-    history = read_json(bundle.history_file)
+    history = bundle.history()  # Raises before the work begins.
     copies = bundle.copies(found)
     warn_of_conflicts(found)
     clips, classes = list(found), dataset.classes
@@ -66,9 +62,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
     _track(config, run, folder, result, dict(zip(clips, rows, strict=True)))
 
 
-def _predictions(
-    clips: list[Clip], logits: dict[str, np.ndarray], classes: list[str], copies: dict[Clip, Clip]
-) -> list[dict[str, Any]]:
+def _predictions(clips: list[Clip], logits: dict[str, np.ndarray], classes: list[str], copies: dict) -> list[dict]:
     """Return the rows of predictions.csv."""
     head, *others = logits
     probabilities_NC = softmax(logits[head], axis=1)
@@ -107,4 +101,5 @@ def _track(config: Config, run: Path, folder: Path, result: dict[str, Any], rows
                 row = rows[clip]
                 caption = f"{clip.id}: {row['label']}, predicted {row['predicted']} ({row['probability']:.2f})"
                 pictures.append(wandb.Image(frame.frames[0].transpose(1, 2, 0), caption=caption))
-        tracker.log({"confusion": wandb.Image(str(folder / "confusion.png")), "predictions": pictures})
+        # No tables: an offline run stores those under absolute paths and cannot be moved.
+        tracker.run.log({"confusion": wandb.Image(str(folder / "confusion.png")), "predictions": pictures})

@@ -8,13 +8,13 @@ import joblib
 
 from pipeline.base.device import resolve_device
 from pipeline.base.errors import KinemaError
+from pipeline.base.files import read_content
 from pipeline.base.progress import progress
 from pipeline.config import Config, DecodeConfig
 from pipeline.data.clip import Clip, segment_of
 from pipeline.data.splits import load_dataset
 from pipeline.features.backbone import Backbone
 from pipeline.features.extraction import clip_features
-from pipeline.features.index import read_content
 from pipeline.features.store import FeatureStore
 from pipeline.video.workers import Failure, run_isolated
 
@@ -34,10 +34,8 @@ def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool 
     counts["failed"] += len(clips) - sum(map(len, copies.values()))  # Those that cannot even be hashed.
     partial = f" ({counts['partial']} partial)" if counts["partial"] else ""
     rate = f", {counts['frames'] / counts['seconds']:.0f} frames/s" if counts["done"] else ""
-    print(
-        f"extract: {counts['done']} done{partial}, {counts['skipped']} skipped, {counts['failed']} failed{rate}, "
-        f"{time.monotonic() - began:.0f} s"
-    )
+    outcomes = f"{counts['done']} done{partial}, {counts['skipped']} skipped, {counts['failed']} failed"
+    print(f"extract: {outcomes}{rate}, {time.monotonic() - began:.0f} s")
     if counts["failed before"]:
         print(f"{counts['failed before']} of the skipped clips failed before. Use --retry-failed to try them again.")
     if failed := counts["failed"] + counts["failed before"]:
@@ -50,11 +48,9 @@ def _group_by_content(clips: list[Clip], store: FeatureStore, decode: DecodeConf
     """Return the clips of each key, without those that cannot be read. Unknown files are hashed in worker processes."""
     if unknown := sorted({clip.path for clip in clips if not store.index.find(clip.path)}):
         hashing = run_isolated(read_content, unknown, decode.workers or joblib.cpu_count(), decode.timeout)
-        with progress("hash", len(unknown), "files") as bar:
-            for path, outcome in hashing:
-                if not isinstance(outcome, Failure):
-                    store.index.add(path, outcome)
-                bar.update()
+        for path, outcome in progress("hash", len(unknown), "files", hashing):
+            if not isinstance(outcome, Failure):
+                store.index.add(path, outcome)
     copies = defaultdict(list)
     for clip in clips:
         if sha256 := store.index.find(clip.path):
@@ -62,9 +58,7 @@ def _group_by_content(clips: list[Clip], store: FeatureStore, decode: DecodeConf
     return copies
 
 
-def _compute(
-    copies: dict[str, list[Clip]], config: Config, backbone: Backbone, store: FeatureStore, retry_failed: bool
-) -> Counter[str]:
+def _compute(copies: dict, config: Config, backbone: Backbone, store: FeatureStore, retry_failed: bool) -> Counter:
     """Compute the missing features, once per key; count clips by outcome, frames, and seconds."""
     counts: Counter[str] = Counter()
     key_of = {clips[0]: key for key, clips in copies.items()}

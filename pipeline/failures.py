@@ -14,7 +14,7 @@ from pipeline.video.decode import decode_clip
 from pipeline.video.workers import Failure, run_isolated
 
 
-def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
+def failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
     """Print failed and partial clips, or what each decoder says of one clip. `arguments` repeat the settings."""
     clips = load_dataset(config.data).clips
     if clip_id is not None:
@@ -23,16 +23,16 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
         return _examine(named[0], config)
     store = FeatureStore.last(config)
     headers = {clip: store.find(clip) for clip in clips}
-    failures = store.failures(clip for clip, header in headers.items() if not header)
-    print(f"{len(failures)} of {len(clips)} clips could not be read")
+    failure_of = store.failures(clip for clip, header in headers.items() if not header)
+    print(f"{len(failure_of)} of {len(clips)} clips could not be read")
     groups = defaultdict(list)  # By reasons without the numbers in them.
-    for clip in sorted(failures, key=lambda clip: clip.id):
-        groups[re.sub(r"\d+(\.\d+)?", "#", failures[clip].reason)].append(clip)
+    for clip in sorted(failure_of, key=lambda clip: clip.id):
+        groups[re.sub(r"\d+(\.\d+)?", "#", failure_of[clip].reason)].append(clip)
     for kind, failed in sorted(groups.items(), key=lambda group: -len(group[1])):
-        reasons = {failures[clip].reason for clip in failed}
+        reasons = {failure_of[clip].reason for clip in failed}
         print(f"\n{len(failed)} x {printable(reasons.pop() if len(reasons) == 1 else kind)}")
         for clip in failed[:3]:
-            print(f"    {printable(clip.id)}" + (f": {printable(failures[clip].reason)}" if reasons else ""))
+            print(f"    {printable(clip.id)}" + (f": {printable(failure_of[clip].reason)}" if reasons else ""))
         command = "kinema", "failures", *arguments, f"--clip={failed[0].id}"  # An id may begin with a hyphen.
         print(f"  details of one: {shlex.join(command)}")
     partial = {clip: header for clip, header in headers.items() if header and header.frames < header.planned}
@@ -44,12 +44,11 @@ def show_failures(config: Config, arguments: list[str], clip_id: str | None) -> 
 
 def _examine(clip: Clip, config: Config) -> None:
     print(f"{printable(clip.path)}: {clip.path.stat().st_size} bytes")
-    decode, limits = functools.partial(_decode, clip, config), (config.decode.timeout, config.decode.memory_limit)
-    for decoder, outcome in run_isolated(decode, ("decord", "pyav"), 1, *limits):
-        print(f"  {decoder}: {printable(outcome.reason if isinstance(outcome, Failure) else outcome)}")
-
-
-def _decode(clip: Clip, config: Config, decoder: str) -> str:
-    decoded = decode_clip(clip.path, config.sampling.frames, clip.start, clip.end, config.decode, (decoder,))
-    height, width = decoded.frames.shape[1:3]
-    return f"{len(decoded.indices)} of {decoded.planned} frames, {width}x{height}"
+    decode = functools.partial(decode_clip, clip.path, config.sampling.frames, clip.start, clip.end, config.decode)
+    decoders, limits = (("decord",), ("pyav",)), (config.decode.timeout, config.decode.memory_limit)
+    for (decoder,), outcome in run_isolated(decode, decoders, 1, *limits):
+        if isinstance(outcome, Failure):
+            print(f"  {decoder}: {printable(outcome.reason)}")
+        else:
+            height, width = outcome.frames.shape[1:3]
+            print(f"  {decoder}: {len(outcome.indices)} of {outcome.planned} frames, {width}x{height}")

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from pipeline.runs import report
+from pipeline.runs.bundle import open_tested
 from pipeline.runs.probe import probe_time
-from pipeline.runs.tested import open_tested
 
 
 def probe(run: Path, as_json: bool, overrides: dict[str, str]) -> None:

@@ -16,7 +16,6 @@ COLUMNS = "fingerprint", "model", "crop", "view", "frames", "precision", "clips"
 
 
 def store(config: Config, action: str, fingerprints: list[str], repair: bool) -> None:
-    """List, verify or prune the cached features."""
     root = config.store
     if (fingerprints and action != "prune") or (repair and action != "verify"):
         raise ConfigError(f"store {action}: FINGERPRINT is for prune and --repair for verify")
@@ -57,16 +56,14 @@ def _list(folders: list[Path]) -> None:
 def _verify(files: list[Path], repair: bool, root: Path) -> None:
     """Compare every entry with its checksum. `repair` removes damaged ones, so that they are computed again."""
     damaged = 0
-    with progress("verify", len(files), "entries") as bar:
-        for file in files:
-            try:
-                read_entry(file)
-            except (DamagedEntry, OSError) as error:
-                damaged += 1
-                print(f"{os.path.relpath(file)}: {printable(error)}")
-                if repair:
-                    file.unlink(missing_ok=True)
-            bar.update()
+    for file in progress("verify", len(files), "entries", files):
+        try:
+            read_entry(file)
+        except (DamagedEntry, OSError) as error:
+            damaged += 1
+            print(f"{os.path.relpath(file)}: {printable(error)}")
+            if repair:
+                file.unlink(missing_ok=True)
     print(f"verify: {len(files)} entries, {damaged} damaged" + (" and removed" if damaged and repair else ""))
     if damaged and not repair:
         raise KinemaError(f"{root}: {damaged} entries are damaged; kinema store verify --repair removes them")

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.features.grid import Grid
+from pipeline.features.backbone import Grid
 
 MODELS = (
     "tf_efficientnet_lite0",

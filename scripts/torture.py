@@ -32,9 +32,8 @@ from av.bitstream import BitStreamFilterContext
 from pipeline.config import BackboneConfig
 from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures, read_entry
-from pipeline.video.bitstream import is_disposable
-from pipeline.video.picture import Converter
-from pipeline.video.timestamps import VideoTable, open_video, read_table
+from pipeline.video.pyav_reader import Converter
+from pipeline.video.timestamps import VideoTable, is_disposable, open_video, read_table
 
 FRAMES = 8
 DEADLINE = 8

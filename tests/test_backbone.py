@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from pipeline.base.errors import ConfigError, KinemaError
 from pipeline.config import BackboneConfig
 from pipeline.features import engines
-from pipeline.features.backbone import Backbone, resize_and_crop
-from pipeline.features.grid import Grid
+from pipeline.features.backbone import Backbone, Grid, resize_and_crop
 
 CPU = torch.device("cpu")
 ENGINES = ["torch"] + ["openvino"] * bool(importlib.util.find_spec("openvino"))

@@ -17,8 +17,7 @@ from pipeline.base.errors import KinemaError
 from pipeline.config import BackboneConfig, Config, DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
 from pipeline.features.entry import ClipFeatures
-from pipeline.features.index import ContentIndex
-from pipeline.features.store import FeatureStore, fingerprint
+from pipeline.features.store import ContentIndex, FeatureStore, fingerprint
 from pipeline.video.workers import Failure
 
 ENGINE = "torch fp32 on cpu"
@@ -141,7 +140,7 @@ def test_an_unchanged_file_is_hashed_once(tmp_path, clip, monkeypatch):
     [file] = (tmp_path / "index").iterdir()
     file.write_text('["cut off\n[1, 2]\nnull\n' + file.read_text() + '\n["/cut')
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.features.index.read_content", None)
+        patch.setattr("pipeline.features.store.read_content", None)
         assert ContentIndex(tmp_path).sha256(clip.path) == digest
     os.utime(clip.path, ns=(0, 0))
     assert ContentIndex(tmp_path).find(clip.path) is None

@@ -14,7 +14,6 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from pipeline.base.files import read_json
 from pipeline.base.settings import build
 from pipeline.config import Config
 from pipeline.features.store import FeatureStore
@@ -91,7 +90,7 @@ def test_training_is_deterministic_and_survives_a_kill(settings_of_small_set, tr
 
 def test_refit_trains_on_train_and_val(small_set, settings_of_small_set, trained, tmp_path):
     bundle = Bundle(trained)
-    history = read_json(bundle.history_file)
+    history = bundle.history()
     assert "val_loss" in history["bilstm"][-1] and "val_loss" not in history["bilstm-refit"][-1]
     kinema("train", *settings_of_small_set, "--runs", tmp_path, "--train.epochs", 12, "--train.refit", "false")
     config = build(Config, bundle.config_file, {})

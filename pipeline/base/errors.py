@@ -21,8 +21,7 @@ def first_line(error: BaseException) -> str:
 
 def printable(name: object) -> str:
     """Escape characters that are not text or could control a terminal: `\\x1b`, `\\n`."""
-    text = str(name)
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
 
 
 def summarize(names: list[str], most: int = 3) -> str:

@@ -1,25 +1,20 @@
-"""Atomic writes, and checksums that reveal damage."""
+"""Atomic writes, digests of files, and checksums that reveal damage."""
 
 import hashlib
-import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-from pipeline.base.errors import KinemaError
 
 
 @contextmanager
 def atomic_write(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path, beside `path` or in `folder` on the same disk, that replaces `path` if all went well.
-
-    Nothing is forced to the disk, so a power failure may leave a damaged file. Readers check for that.
-    """
+    Nothing is forced to the disk, so a power failure may leave a damaged file. Readers check for that."""
     temporary = (folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
@@ -37,9 +32,13 @@ def checksum(arrays: dict[str, np.ndarray], metadata_text: str) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """Read a file that only this program writes."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise KinemaError(f"{path}: damaged; delete {path.parent} and run again the command that made it") from None
+def read_content(path: Path) -> tuple[int, int, str]:
+    """Return a file's size in bytes, time of change in ns, and SHA-256; raises OSError if it is not a regular file or
+    changes meanwhile."""
+    if not stat.S_ISREG(path.stat().st_mode):  # Reading a pipe would never end.
+        raise OSError(0, "not a regular file")
+    with path.open("rb") as stream:
+        before, digest, after = os.fstat(stream.fileno()), hashlib.file_digest(stream, "sha256"), path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise OSError(0, "the file changes while it is read")
+    return after.st_size, after.st_mtime_ns, digest.hexdigest()

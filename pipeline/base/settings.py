@@ -34,8 +34,7 @@ def is_among(name: str, names: tuple[str, ...]) -> bool:
 def build(cls: type, file: Path | None, overrides: dict[str, Any], allowed: tuple[str, ...] | None = None) -> Any:
     """Build a settings object from a YAML file (None: defaults) and overrides by dotted name.
 
-    `allowed` restricts the overrides to these settings and sections. `cls.RENAMED` maps former names to new ones.
-    """
+    `allowed` restricts the overrides to these settings and sections. `cls.RENAMED` maps former names to new ones."""
     from pydantic import TypeAdapter, ValidationError  # Takes 0.1 s, which `--help` does not need.
 
     if file and not file.exists():

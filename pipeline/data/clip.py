@@ -10,24 +10,16 @@ from pipeline.base.errors import printable
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A labelled video file, or its segment from `start` to `end`.
-
-    `id` is the path relative to the data root, plus `@start-end` for a segment. `start` and `end` are seconds; None is
-    the start or end of the file. `group` is the recording that the clip was cut from. `split` is 'train', 'val',
-    'test', or '' if not assigned yet.
-    """
-
-    id: str
+    id: str  # The path relative to the data root, plus `@start-end` for a segment.
     path: Path
     label: str
-    group: str
-    split: str = ""
-    start: float | None = None
+    group: str  # The recording that the clip was cut from.
+    split: str = ""  # 'train', 'val', 'test', or '' if not assigned yet.
+    start: float | None = None  # Seconds; None is the start of the file.
     end: float | None = None
 
 
 def clip_id(name: str, start: float | None = None, end: float | None = None) -> str:
-    """Return the id of a file, given by its path relative to the data root, or of a segment of it."""
     segment = "" if start is None and end is None else f"@{start or 0}-{'' if end is None else end}"
     return printable(name) + segment
 
@@ -41,8 +33,7 @@ def group_of(name: str, label: str) -> str:
     """Derive the recording from a file's path relative to the data root.
 
     UCF101: `v_Archery_g07_c02` -> `g07`. HMDB51: `Fellowship_5_climb_f_cm_np1_ba_med_3` -> `climb/Fellowship_5`, since
-    the official lists separate films only within a class. Any other file is its own group.
-    """
+    the official lists separate films only within a class. Any other file is its own group."""
     stem, _ = os.path.splitext(os.path.basename(name))
     if match := re.search(r"_(g\d+)_c\d+$", stem):
         return match[1]

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError, KinemaError, printable, summarize
@@ -18,10 +19,7 @@ CSV_COLUMNS = "path", "label", "group", "split", "start", "end"  # The first two
 
 
 def read_clips(config: DataConfig) -> tuple[list[Clip], list[str], int | str]:
-    """Return the clips, the classes in the order of the logits, and the number of the official split, else 'given'.
-
-    Clips have no split if the data set defines none.
-    """
+    """Return clips, classes in the order of the logits, and the number of the official split, else 'given'."""
     root, lists = config.root, config.lists
     if not root.is_dir():
         raise ConfigError(f"data.root: no such folder: {root.absolute()}")
@@ -39,10 +37,9 @@ def read_clips(config: DataConfig) -> tuple[list[Clip], list[str], int | str]:
         expected = "the list is empty" if lists else "expected <class>/<clip>, or a list of clips in data.lists"
         raise KinemaError(f"{lists or root}: no clips found; {expected}")
     if lists and (absent := [clip.id for clip in clips if not os.path.exists(clip.path)]):
-        raise KinemaError(
-            f"{lists}: {len(absent)} of {len(clips)} listed files are not in {root}: {summarize(absent)}; check "
-            "data.root, remove these lines, or leave out data.lists to use a part of UCF101 or HMDB51"
-        )
+        remedy = "check data.root, remove these lines, or leave out data.lists to use a part of UCF101 or HMDB51"
+        listed = f"{len(absent)} of {len(clips)} listed files are not in {root}"
+        raise KinemaError(f"{lists}: {listed}: {summarize(absent)}; {remedy}")
     if twice := [name for name, count in Counter(clip.id for clip in clips).items() if count > 1]:
         raise KinemaError(f"{lists or root}: listed more than once: {summarize(twice)}")
     return clips, classes or sorted({clip.label for clip in clips}), config.split if official else "given"
@@ -92,14 +89,12 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _times(where: str, row: dict[str, str]) -> tuple[float | None, float | None]:
-    try:
+    with suppress(ValueError):
         start, end = (float(row[name]) if row[name] else None for name in ("start", "end"))
-        if not 0 <= (start or 0) < (math.inf if end is None else end) or end == math.inf:
-            raise ValueError
-    except ValueError:
-        got = f"{row['start']!r} and {row['end']!r}"
-        raise KinemaError(f"{where}: start and end are seconds, end after start; got {got}") from None
-    return start, end
+        if 0 <= (start or 0) < (math.inf if end is None else end) and end != math.inf:
+            return start, end
+    got = f"{row['start']!r} and {row['end']!r}"
+    raise KinemaError(f"{where}: start and end are seconds, end after start; got {got}")
 
 
 def read_ucf101(root: Path, lists: Path, split: int) -> tuple[list[Clip], list[str]]:

@@ -15,11 +15,9 @@ from pipeline.data.formats import read_clips
 
 @dataclass(frozen=True)
 class Dataset:
-    """Clips, classes in the order of the logits, and the split: an official number, 'given', or 'by group, seed 0'."""
-
     clips: list[Clip]
-    classes: list[str]
-    split: int | str
+    classes: list[str]  # In the order of the logits.
+    split: int | str  # An official number, 'given', or 'by group, seed 0'.
 
     def of(self, split: str) -> list[Clip]:
         return [clip for clip in self.clips if clip.split == split]
@@ -58,8 +56,7 @@ def hold_out(clips: list[Clip], fraction: float, seed: int) -> np.ndarray:
     """Choose 1 in round(1 / fraction) clips: whole groups, classes in proportion. Return bool [N], True if held out.
 
     With few or uneven groups this is not exact. Of the possible folds it takes one with the most classes in the rest,
-    then with the most classes held out, then with at most half of the clips.
-    """
+    then with the most classes held out, then with at most half of the clips."""
     labels_N, groups = np.array([clip.label for clip in clips]), [clip.group for clip in clips]
     folds = min(round(1 / fraction), len({*groups}), max(Counter(labels_N).values(), default=0))
     if folds < 2:

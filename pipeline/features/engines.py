@@ -1,8 +1,7 @@
 """Inference backends for the frozen CNN: PyTorch and OpenVINO, in fp32, bf16 or fp16.
 
 GPU: PyTorch in fp16. CPU: OpenVINO if it is installed, in bf16 if the processor has instructions for it, else in fp32.
-Without OpenVINO: frozen PyTorch in fp32. Its bf16 is less exact (it does not fold batch norms) and hardly faster.
-"""
+Without OpenVINO: frozen PyTorch in fp32. Its bf16 is less exact (it does not fold batch norms) and hardly faster."""
 
 import importlib.util
 import sys
@@ -18,12 +17,10 @@ from torch import nn
 from pipeline.base.errors import ConfigError, first_line
 from pipeline.config import BackboneConfig
 
-Run = Callable[[np.ndarray], np.ndarray]
-"""uint8 [N,3,H,W] -> float32 or float16 [N,D], for any N."""
+Run = Callable[[np.ndarray], np.ndarray]  # uint8 [N,3,H,W] -> float32 or float16 [N,D], for any N.
 
 
 def choose(config: BackboneConfig, device: torch.device) -> tuple[str, str]:
-    """Return the engine and the precision for a device."""
     engine, precision, on_cpu = config.engine, config.precision, device.type == "cpu"
     installed = importlib.util.find_spec("openvino") is not None
     if engine == "auto":
@@ -55,10 +52,8 @@ def start(network: nn.Module, device: torch.device, shape: tuple[int, ...], engi
             network = network.to(memory_format=torch.channels_last)
             run_batch, threads = _torch_cpu(network, blank) if device.type == "cpu" else _cuda(network, precision)
     except Exception as error:  # Both tracers and OpenVINO have error types of their own.
-        raise ConfigError(
-            f"backbone.model: {engine} {precision} cannot run this model ({first_line(error)}); "
-            "use another model or --backbone.engine"
-        ) from None
+        reason = f"{engine} {precision} cannot run this model ({first_line(error)})"
+        raise ConfigError(f"backbone.model: {reason}; use another model or --backbone.engine") from None
 
     def run(frames_N3HW: np.ndarray) -> np.ndarray:
         # The last batch is padded with zeros, so that a frame's features do not depend on how many came with it.
@@ -104,8 +99,7 @@ def _openvino(network: nn.Module, precision: str, blank: torch.Tensor) -> tuple[
         traced = torch.jit.trace(network, blank, check_trace=False)
         graph = openvino.convert_model(traced, example_input=blank)
     graph.reshape(list(blank.shape))
-    hint = {"fp32": "f32", "bf16": "bf16"}[precision]
-    options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "THROUGHPUT"}
+    options = {"INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32"), "PERFORMANCE_HINT": "THROUGHPUT"}
     compiled = openvino.compile_model(graph, "CPU", options)
     threads = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
 

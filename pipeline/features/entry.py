@@ -16,21 +16,15 @@ ARRAYS = ("features", "pts", "indices")
 
 
 class ClipFeatures(NamedTuple):
-    """Features of one clip: `features` float16 [T,D]; `pts` float32 [T], seconds from the first frame of the file;
-    `indices` int64 [T], in presentation order; `planned`, the number of frames asked for, more than T in a partial
-    entry; `decoder` 'decord' or 'pyav'; `sha256` of the file, '' if not from a store."""
-
-    features: np.ndarray
-    pts: np.ndarray
-    indices: np.ndarray
-    planned: int
-    decoder: str
-    sha256: str = ""
+    features: np.ndarray  # float16 [T,D].
+    pts: np.ndarray  # float32 [T], seconds from the first frame of the file.
+    indices: np.ndarray  # int64 [T], in presentation order.
+    planned: int  # Frames asked for, more than T in a partial entry.
+    decoder: str  # 'decord' or 'pyav'.
+    sha256: str = ""  # Of the file, '' if not from a store.
 
 
 class Header(NamedTuple):
-    """An entry without its numbers: frames it holds, frames that were asked for, SHA-256 of the video file."""
-
     frames: int
     planned: int
     sha256: str
@@ -41,7 +35,6 @@ class DamagedEntry(Exception):
 
 
 def encode_entry(key: str, entry: ClipFeatures, engine: str, fingerprint: str) -> bytes:
-    """Return the content of an entry's file."""
     arrays = {name: getattr(entry, name) for name in ARRAYS}
     metadata = {"key": key, "fingerprint": fingerprint, "planned": entry.planned, "decoder": entry.decoder}
     text = json.dumps(metadata | {"engine": engine})

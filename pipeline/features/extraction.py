@@ -12,8 +12,7 @@ from pipeline.config import DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
 from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures
-from pipeline.video.decode import DecodedClip
-from pipeline.video.transform import read_frames
+from pipeline.video.decode import DecodedClip, read_frames
 from pipeline.video.workers import Failure, run_isolated
 
 Outcomes = Iterable[tuple[Clip, ClipFeatures | Failure]]
@@ -22,10 +21,7 @@ Outcomes = Iterable[tuple[Clip, ClipFeatures | Failure]]
 def clip_features(
     clips: Iterable[Clip], backbone: Backbone, sampling: SamplingConfig, decode: DecodeConfig
 ) -> Iterator[tuple[Clip, ClipFeatures | Failure]]:
-    """Yield (clip, features or failure), failures at once, features in batches.
-
-    Closing the iterator, or an exception, ends the worker processes.
-    """
+    """Yield failures at once and features in batches. Closing the iterator, or an exception, ends the processes."""
     backbone.recover_after_fork()
     load = functools.partial(read_frames, sampling=sampling, decode=decode, transform=backbone.transform)
     fallback = functools.partial(load, decoders=("pyav",))

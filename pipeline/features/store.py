@@ -3,30 +3,26 @@
 `<store>/<fingerprint>/` holds one set of settings: `manifest.json` lists them, `backbone.safetensors` is the CNN,
 `ab/<key>.safetensors` is one clip, `failed/<key>.json` is one that could not be read. The key is the SHA-256 of the
 file, followed by `@start-end` for a segment. So moved, renamed and copied files keep their features, and several data
-sets and machines can share a store. Files are written to `tmp/` and moved, so that an entry is complete or absent.
-"""
+sets and machines can share a store. Files are written to `tmp/` and moved, so that an entry is complete or absent."""
 
 import dataclasses
 import fcntl
 import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from pipeline.base.errors import KinemaError
-from pipeline.base.files import atomic_write
+from pipeline.base.files import atomic_write, read_content
 from pipeline.config import Config
 from pipeline.data.clip import Clip, segment_of
 from pipeline.features.entry import ClipFeatures, DamagedEntry, Header, encode_entry, read_entry, read_header
-from pipeline.features.index import ContentIndex, read_content
 from pipeline.video.workers import Failure
-
-if TYPE_CHECKING:  # Reading features needs no CNN, whose libraries take seconds to import.
-    from pipeline.features.backbone import Backbone
 
 FORMAT = 4  # Counts up when the same settings begin to give other numbers.
 
@@ -37,8 +33,8 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {"format": FORMAT, "extractor": "frame-cnn", **backbone, "sampling": dataclasses.asdict(config.sampling)}
 
 
-def fingerprint(config: Config, backbone: "Backbone") -> str:
-    """Return the digest of everything that decides the numbers, the name of the folder."""
+def fingerprint(config: Config, backbone: Any) -> str:
+    """Return the name of the folder: a digest of everything that decides the numbers."""
     text = json.dumps(settings_of(config) | backbone.identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -58,42 +54,66 @@ def require_new_layout(root: Path) -> None:
         raise KinemaError(f"{root}: a feature store of an earlier version; delete it, or name another with --store")
 
 
+class ContentIndex:
+    """Cache of file contents, one per machine: path -> SHA-256, valid for the same size and time of change."""
+
+    def __init__(self, store: Path):
+        self.path = store / "index" / f"{socket.gethostname()}.jsonl"
+        self._known: dict[str, tuple[int, int, str]] = {}
+        with suppress(OSError):
+            for line in self.path.read_text(errors="replace").splitlines():
+                with suppress(ValueError, TypeError):  # Cut off by a kill or a full disk.
+                    name, *content = json.loads(line)
+                    self._known[name] = tuple(content)
+
+    def find(self, path: Path) -> str | None:
+        """Return the SHA-256 of a file if it is known in its present state."""
+        with suppress(OSError, LookupError, ValueError):
+            *state, sha256 = self._known[os.path.abspath(path)]
+            now = path.stat()
+            return sha256 if state == [now.st_size, now.st_mtime_ns] else None
+        return None
+
+    def add(self, path: Path, content: tuple[int, int, str]) -> str:
+        """Remember the content of a file, on disk too if the store can be written; return the SHA-256."""
+        name = os.path.abspath(path)
+        self._known[name] = content
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as stream:  # The line break comes first, because the line before may be cut off.
+                stream.write("\n" + json.dumps([name, *content]))
+        return content[2]
+
+    def sha256(self, path: Path) -> str:
+        return self.find(path) or self.add(path, read_content(path))
+
+
 class FeatureStore:
-    """The entries of one fingerprint."""
-
     def __init__(self, folder: Path, min_readable: float):
-        self.folder = folder
-        self.fingerprint = folder.name
-        self.backbone_file = folder / "backbone.safetensors"
-        self.index = ContentIndex(folder.parent)
-        self.min_readable = min_readable
+        self.folder, self.fingerprint, self.min_readable = folder, folder.name, min_readable
+        self.backbone_file, self.index = folder / "backbone.safetensors", ContentIndex(folder.parent)
         self._claims: BinaryIO | None = None
-
-    @classmethod
-    def of(cls, config: Config, fingerprint: str) -> "FeatureStore":
-        """Return the store of a fingerprint, for readers."""
-        return cls(config.store / fingerprint, config.decode.min_readable)
 
     @classmethod
     def last(cls, config: Config) -> "FeatureStore":
         """Return the store of the last extraction with these settings, without loading the CNN."""
         require_new_layout(config.store)
-        wanted, weights = settings_of(config), _digest(config.backbone.weights)
+        wanted, weights = settings_of(config), config.backbone.weights and read_content(config.backbone.weights)[2]
         manifests = {path: read_manifest(path) for path in config.store.glob("*/manifest.json")}
         fitting = [path for path, manifest in manifests.items() if wanted.items() <= manifest.items()]
         found = [path for path in fitting if weights in manifests[path].get("weights_files", [])]
         if not found:
             raise KinemaError(f"{config.store}: no features with these settings; run kinema extract with them")
-        return cls.of(config, max(found, key=os.path.getmtime).parent.name)
+        return cls(max(found, key=os.path.getmtime).parent, config.decode.min_readable)
 
     @classmethod
-    def prepare(cls, config: Config, backbone: "Backbone") -> "FeatureStore":
-        """Return the store for writers, with its manifest and its CNN."""
+    def prepare(cls, config: Config, backbone: Any) -> "FeatureStore":
+        """Return the store for writers, with its manifest and its CNN, a `Backbone`, which takes seconds to import."""
         require_new_layout(config.store)
-        store = cls.of(config, fingerprint(config, backbone))
+        store = cls(config.store / fingerprint(config, backbone), config.decode.min_readable)
         manifest = store.folder / "manifest.json"
-        known = read_manifest(manifest)
-        files = dict.fromkeys([*known.get("weights_files", []), _digest(config.backbone.weights)])
+        known, weights = read_manifest(manifest), config.backbone.weights and read_content(config.backbone.weights)[2]
+        files = dict.fromkeys([*known.get("weights_files", []), weights])
         cosines = known.get("cosine_to_fp32", {})
         cosines = cosines if backbone.engine in cosines else cosines | {backbone.engine: backbone.cosine_to_fp32()}
         content = settings_of(config) | backbone.identity | {"weights_files": [*files], "cosine_to_fp32": cosines}
@@ -113,7 +133,6 @@ class FeatureStore:
         return self.index.sha256(clip.path) + segment_of(clip)
 
     def path(self, key: str) -> Path:
-        """Return the path of an entry."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def find(self, clip: Clip) -> Header | None:
@@ -150,14 +169,14 @@ class FeatureStore:
     def claim(self, key: str) -> bool:
         """Lock a key until `release` or the end of this process; False if another process holds it. Where the disk has
         no locks or is read-only, every claim succeeds: clips may be computed twice."""
-        try:
-            self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return not isinstance(error, BlockingIOError)
+        with suppress(OSError):
+            try:
+                self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
         return True
 
     def release(self, key: str) -> None:
-        """Unlock a key."""
         with suppress(OSError):
             self._lock(key, fcntl.LOCK_UN)
 
@@ -171,7 +190,6 @@ class FeatureStore:
         self._failure_path(key).unlink(missing_ok=True)
 
     def record_failure(self, key: str, clip: Clip, failure: Failure) -> None:
-        """Record that a clip could not be read."""
         record = {"clip": clip.id, "reason": failure.reason, "decoder": failure.decoder}
         self._write(self._failure_path(key), json.dumps(record).encode())
 
@@ -179,17 +197,11 @@ class FeatureStore:
         return self.folder / "failed" / f"{key}.json"
 
     def _write(self, path: Path, content: bytes) -> None:
-        temporary_folder = self.folder / "tmp"
         try:
-            for folder in (temporary_folder, path.parent):
+            for folder in (self.folder / "tmp", path.parent):
                 folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path, temporary_folder) as temporary:
+            with atomic_write(path, self.folder / "tmp") as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
-            raise KinemaError(
-                f"{path}: cannot write the feature store: {error.strerror}; run the same command again to resume"
-            ) from None
-
-
-def _digest(weights: Path | None) -> str | None:
-    return read_content(weights)[2] if weights else None
+            reason = f"cannot write the feature store: {error.strerror}; run the same command again to resume"
+            raise KinemaError(f"{path}: {reason}") from None

@@ -20,25 +20,21 @@ from pipeline.video.workers import Failure
 
 
 class Prediction(NamedTuple):
-    """`logits` float32 [C], from `frames` of `planned` frames; fewer where the file is damaged."""
-
-    logits: torch.Tensor
-    frames: int
+    logits: torch.Tensor  # float32 [C].
+    frames: int  # Fewer than planned where the file is damaged.
     planned: int
 
 
 class Predictor:
-    """A loaded bundle, for any number of files."""
+    """The bundle in the folder `run`. `overrides` are settings by dotted name, such as {"device": "cpu"}."""
 
     def __init__(self, run: str | Path, overrides: dict[str, Any] | None = None):
-        """Load the bundle in the folder `run`. `overrides` are settings by dotted name, such as {"device": "cpu"}."""
         bundle, self.config, self.device, classifiers = Bundle.load(Path(run), overrides or {}, "predict")
         self.classes, self.classifier = bundle.classes, next(iter(classifiers.values()))
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
         if fingerprint(build(Config, bundle.config_file, {}), self.backbone) != bundle.metadata()["fingerprint"]:
-            raise KinemaError(
-                f"{run}: trained on features that another version of Kinema or timm made; extract and train again"
-            )
+            made = "trained on features that another version of Kinema or timm made"
+            raise KinemaError(f"{run}: {made}; extract and train again")
 
     def __call__(self, videos: str | Path | Iterable[str | Path]) -> Iterator[tuple[Path, Prediction | Failure]]:
         """Yield (video, prediction or failure) in the given order, each video once."""

@@ -2,8 +2,7 @@
 
 `config.yaml` holds the settings, `classes.txt` the classes in the order of the logits, `clips.csv` the clips with their
 splits and the SHA-256 of the files trained on, `backbone.safetensors` the CNN, `history.json` the epochs, and
-`model.safetensors`, written last, the classifiers. `evaluate` adds its results, those of other data in `other_data/`.
-"""
+`model.safetensors`, written last, the classifiers. `evaluate` adds results, those of other data in `other_data/`."""
 
 import csv
 import dataclasses
@@ -12,7 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -21,17 +20,18 @@ from torch import nn
 
 from pipeline.base.device import resolve_device
 from pipeline.base.errors import ConfigError, KinemaError, first_line, summarize
-from pipeline.base.files import atomic_write, checksum
+from pipeline.base.files import atomic_write, checksum, read_content
 from pipeline.base.settings import build, to_yaml
 from pipeline.config import OVERRIDABLE, Config
 from pipeline.data.clip import Clip, clip_id, segment_of
-from pipeline.data.formats import CSV_COLUMNS
+from pipeline.data.formats import CSV_COLUMNS, read_clips
 from pipeline.data.splits import Dataset
 from pipeline.features.entry import Header
-from pipeline.features.index import read_content
+from pipeline.features.store import FeatureStore
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
+from pipeline.runs.dataset import find_clips
 
 FORMAT = "2"  # Counts up when an older bundle can no longer be read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # File names need not be valid text.
@@ -45,9 +45,7 @@ class Bundle:
         self.clips_file, self.history_file = folder / "clips.csv", folder / "history.json"
 
     @classmethod
-    def load(
-        cls, folder: Path, overrides: dict[str, Any], verb: str
-    ) -> tuple["Bundle", Config, torch.device, dict[str, Classifier]]:
+    def load(cls, folder: Path, overrides: dict[str, Any], verb: str) -> tuple["Bundle", Config, torch.device, dict]:
         """Check a run and load its classifiers, with the settings that a verb can change."""
         bundle = cls(folder)
         if not folder.is_dir():
@@ -60,14 +58,19 @@ class Bundle:
         return bundle, config, device, bundle.load_models(config, device)
 
     def missing(self) -> list[str]:
-        """Name the missing files of a complete run."""
         files = self.config_file, self.classes_file, self.backbone_file, self.model_file
         return [file.name for file in files if not file.is_file()]
 
     @property
     def classes(self) -> list[str]:
-        """Classes in the order of the logits."""
         return self.classes_file.read_text(encoding="utf-8").splitlines()
+
+    def history(self) -> dict[str, list[dict[str, float]]]:
+        """Read the records of the epochs by stage."""
+        try:
+            return json.loads(self.history_file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise KinemaError(f"{self.history_file}: damaged; delete {self.folder} and train again") from None
 
     def clips(self, root: Path) -> dict[Clip, str]:
         """Read the clips of the training's data set, in `root`, with the SHA-256 of those trained on, '' for others."""
@@ -86,7 +89,7 @@ class Bundle:
         return {clip: digest for clip, digest in self.clips(Path()).items() if digest}
 
     def dataset(self, root: Path) -> Dataset:
-        """Return the data set of the training, with the splits that it had then."""
+        """Return the data set with the splits that it had in training."""
         return Dataset([*self.clips(root)], self.classes, json.loads(self.metadata()["split"]))
 
     def is_in(self, root: Path) -> bool:
@@ -99,8 +102,7 @@ class Bundle:
         """Map test clips that are copies of files trained on to the clip trained on, of the same segment if possible.
 
         Raise if test clips, or others of their groups, were trained on. Where a file is its own group, the content
-        decides, since two data sets may have files of the same name.
-        """
+        decides, since two data sets may have files of the same name."""
         file_of = {clip: clip.id.removesuffix(segment_of(clip)) for clip in [*self.trained_on, *found]}
         files = {(file_of[clip], digest) for clip, digest in self.trained_on.items()}
         groups, seen = {clip.group for clip in self.trained_on}, []
@@ -108,10 +110,9 @@ class Bundle:
             if (file_of[clip], header.sha256) in files or (clip.group in groups and clip.group != file_of[clip]):
                 seen.append(clip.id)
         if seen:
-            raise KinemaError(
-                f"{len(seen)} of {len(found)} test clips, or others of their groups, were trained on: "
-                f"{summarize(seen)}; leave them out, or rename the groups if they are of other recordings"
-            )
+            message = f"{len(seen)} of {len(found)} test clips, or others of their groups, were trained on"
+            remedy = "leave them out, or rename the groups if they are of other recordings"
+            raise KinemaError(f"{message}: {summarize(seen)}; {remedy}")
         of_file = {digest: clip for clip, digest in self.trained_on.items()}
         of_segment = {(digest, segment_of(clip)): clip for clip, digest in self.trained_on.items()}
         return {
@@ -186,6 +187,35 @@ class Bundle:
     def _require_unchanged(self, file: Path) -> None:
         if not file.exists() or read_content(file)[2] != self.metadata().get(f"{file.stem}_sha256"):
             raise KinemaError(f"{file}: missing, or changed since training; delete {self.model_file} and train again")
+
+
+class Tested(NamedTuple):
+    bundle: Bundle
+    config: Config
+    device: torch.device
+    classifiers: dict[str, Classifier]  # By kind, the run's own first.
+    dataset: Dataset
+    is_own: bool  # It is the data set that the run was trained on.
+    store: FeatureStore
+    found: dict[Clip, Header]  # The test clips that have features.
+
+
+def open_tested(run: Path, overrides: dict[str, str]) -> Tested:
+    """Load a run and find its test clips, or those of other data, named by overrides; without splits, all are test."""
+    bundle, config, device, classifiers = Bundle.load(run, overrides, "evaluate")
+    changed = {name for name in overrides if name.startswith("data.")}
+    is_own = not changed or (changed == {"data.root"} and bundle.is_in(config.data.root))
+    if is_own:
+        dataset = bundle.dataset(config.data.root)
+    else:
+        clips, _, split = read_clips(config.data)
+        clips = [dataclasses.replace(clip, split="test") for clip in clips if clip.split in ("test", "")]
+        if unknown := sorted({clip.label for clip in clips} - {*bundle.classes}):
+            raise KinemaError(f"{run}: the run has no class {summarize(unknown)}; train a new one")
+        dataset = Dataset(clips, bundle.classes, split)
+    store = FeatureStore(config.store / bundle.metadata()["fingerprint"], config.decode.min_readable)
+    found = find_clips(store, dataset, "test", config.max_missing)
+    return Tested(bundle, config, device, classifiers, dataset, is_own, store, found)
 
 
 def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:

@@ -55,8 +55,7 @@ def group_interval(values_N: np.ndarray, groups: list[str], lowest: float = -1) 
     since few groups can agree by chance. Student's t has the degrees of freedom of Bell and McCaffrey (Survey
     Methodology 28, 2002). Symmetry in the logit of the mean keeps the interval within the range. If all values are at
     one end, it is the binomial interval (Clopper and Pearson, 1934) of the groups. None for one group, or if all values
-    are the same and inside the range.
-    """
+    are the same and inside the range."""
     _, group_N = np.unique(groups, return_inverse=True)
     scaled_N = (np.asarray(values_N, float) - lowest) / (1 - lowest)
     sizes_G, clips, mean = np.bincount(group_N), len(scaled_N), scaled_N.mean()

@@ -17,8 +17,7 @@ NAMES |= {"pyramid": "temporal pyramid", "mean": "mean of frames", "majority": "
 
 def summary(metrics: dict[str, Any]) -> list[str]:
     """Return the test clips in words, a table of the classifiers, paired differences, and a warning of copies."""
-    copies, clips = metrics["n_copies"], metrics["n_clips"]
-    rows, lines = [], []
+    copies, clips, rows, lines = metrics["n_copies"], metrics["n_clips"], [], []
     for kind, values in {metrics["head"]: metrics, **metrics["baselines"]}.items():
         interval = "–".join(f"{edge:.3f}" for edge in values["top1_ci95"] or []) or "one group"
         row = {"classifier": NAMES[kind], "top1": values["top1"], "95 % CI over groups": interval}
@@ -83,7 +82,6 @@ def write_report(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any
 
 
 def _table(columns: list[str], rows: list[dict[str, Any]]) -> str:
-    """Return some columns as a Markdown table, readable on a terminal too."""
     lines = [[name.replace("_", " ") for name in columns]]
     for row in rows:
         cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns]
@@ -95,7 +93,6 @@ def _table(columns: list[str], rows: list[dict[str, Any]]) -> str:
 
 
 def _draw_confusions(rows: list[dict[str, Any]], classes: list[str]) -> Figure:
-    """Draw the confusion matrix, each row as fractions of its class."""
     counts_CC = confusion_matrix([row["label"] for row in rows], [row["predicted"] for row in rows], labels=classes)
     shares_CC = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
     side = min(4 + 0.28 * len(classes), 30)

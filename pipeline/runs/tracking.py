@@ -12,10 +12,9 @@ from pipeline.config import Config
 
 
 class Tracker:
-    """One W&B run, as a context manager. Training and evaluation of a bundle are two runs of one W&B group."""
+    """One W&B run, as a context manager, of a job, 'train' or 'evaluate'. Both of a bundle, `folder`, form a group."""
 
     def __init__(self, config: Config, folder: Path, job: str):
-        """Start the run of a job, 'train' or 'evaluate'; an offline run is written into `folder`, the bundle."""
         self.run, self.kind = None, config.head.kind
         mode = config.tracking if config.tracking != "auto" else os.environ.get("WANDB_MODE") or "auto"
         if mode in ("off", "disabled"):
@@ -48,7 +47,6 @@ class Tracker:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        """Finish the run and print where it is."""
         if not self.run:
             return
         place = os.path.relpath(Path(self.run.dir).parent)
@@ -62,14 +60,9 @@ class Tracker:
         values = {f"{stage}/{key}": value for key, value in record.items()} | {"epoch": record["epoch"]}
         if stage == self.kind and "val_loss" in record:
             values |= {"val/top1": record["val_top1"], "val/loss": record["val_loss"]}
-        self.log(values)
-
-    def log(self, values: dict[str, Any]) -> None:
-        """Log numbers and pictures, no tables: an offline run stores those under absolute paths and cannot be moved."""
         if self.run:
             self.run.log(values)
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Set columns of the list of runs."""
         if self.run:
             self.run.summary.update(values)

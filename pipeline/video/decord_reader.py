@@ -17,7 +17,7 @@ import decord
 import numpy as np
 
 from pipeline.base.errors import first_line
-from pipeline.video.picture import orientation
+from pipeline.video.pyav_reader import orientation
 from pipeline.video.sampling import ROUNDING
 from pipeline.video.timestamps import DecodeError, VideoTable, open_video
 

@@ -11,9 +11,7 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 
-from pipeline.video.bitstream import is_disposable
-from pipeline.video.picture import Converter
-from pipeline.video.timestamps import Packet, VideoTable, open_video
+from pipeline.video.timestamps import Packet, VideoTable, is_disposable, open_video
 
 BY_BYTE = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v")  # Containers without an index.
 ONE_TO_ONE = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")  # Codecs in which every packet gives a frame.
@@ -24,8 +22,7 @@ def read_pyav(path: Path, table: VideoTable, indices: np.ndarray, max_pixels: in
 
     A frame is identified by the packet that it was made from; where the container has no presentation times, by the
     packet that made the decoder return it: from its first frames on, a decoder returns at most one for each packet.
-    After damage no frame is taken up to the next keyframe. Frames of another size than the first are scaled to it.
-    """
+    After damage no frame is taken up to the next keyframe. Frames of another size than the first are scaled to it."""
     found: list[int] = []
     wanted = deque(index for index in dict.fromkeys(indices.tolist()) if index < table.present)
     pixels, convert = np.empty((0, 0, 0, 3), np.uint8), Converter()
@@ -54,8 +51,6 @@ def read_pyav(path: Path, table: VideoTable, indices: np.ndarray, max_pixels: in
 
 
 class _Stream:
-    """A video stream that is decoded from any keyframe on."""
-
     def __init__(self, files: ExitStack, path: Path, table: VideoTable, max_pixels: int):
         self.files, self.path, self.table, self.max_pixels = files, path, table, max_pixels
         self.index_of = {row: index for index, row in enumerate(table.rows_N.tolist())}
@@ -158,7 +153,6 @@ class _Stream:
                 yield packet
 
     def _is(self, packet: av.Packet, known: Packet) -> bool:
-        """Whether it is that packet of the table."""
         if self.table.container in BY_BYTE:  # Decoding times, and which packets have a position, depend on the start.
             same = packet.pos == known.pos or packet.pos is None or known.pos is None
         else:
@@ -179,3 +173,33 @@ class _Stream:
         self.codec.flush_buffers()
         if self.unpack:
             self.unpack.flush()
+
+
+class Converter:
+    """Frames of a file -> RGB as players show it, of the size of the first, uint8 [H,W,3]. HDR is not tone-mapped."""
+
+    def __init__(self) -> None:
+        self.reformatter = av.video.reformatter.VideoReformatter()  # Reused, because its setup is most of the work.
+        self.shape: tuple[int, int] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        mirrored, turns = orientation(frame)
+        height, width = frame.height, frame.width
+        if self.shape:
+            height, width = self.shape if turns % 2 == 0 else self.shape[::-1]
+        rgb = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        picture = np.rot90(rgb[:, ::-1] if mirrored else rgb, turns)
+        self.shape = self.shape or picture.shape[:2]
+        return picture
+
+
+def orientation(frame: av.VideoFrame) -> tuple[bool, int]:
+    """Return whether to mirror the picture left-right, and the quarter turns counterclockwise after that."""
+    for data in frame.side_data:
+        if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+            matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2] / 65536
+            mirrored = bool(np.linalg.det(matrix) < 0)
+            a, b = matrix[0] * (-1 if mirrored else 1)  # Where the stored x axis points, y down.
+            turns = np.degrees(np.arctan2(-b, a)) / 90
+            return mirrored, round(turns) % 4 if abs(turns - round(turns)) < 0.01 else 0
+    return False, 0

@@ -10,8 +10,7 @@ def plan_instants(times_N: np.ndarray, frames: int, start: float | None = None, 
 
     `times_N` is in seconds from the first frame, ascending. `start` and `end` (exclusive) default to those of the file.
     Returns ascending indices, int64 [T], at most as many as the clip has frames; one that lasts long may be repeated.
-    The last frame of a file is never sampled: containers often announce one frame more than can be decoded.
-    """
+    The last frame of a file is never sampled: containers often announce one frame more than can be decoded."""
     begin, stop = max(start or 0.0, 0.0), times_N[-1] if end is None else min(end, times_N[-1])
     if stop - begin <= ROUNDING:
         return np.empty(0, np.int64)

@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,6 @@ import av
 import numpy as np
 
 from pipeline.base.errors import first_line
-from pipeline.video.bitstream import is_idr
 
 # FFmpeg's names of the containers that are opened: none that can refer to other files or addresses, as playlists do.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,m4v,ogg,ivf,gif,mxf,rm,dv"
@@ -20,6 +20,11 @@ STREAMED = ("mpegts", "mpeg")  # Containers without an index, whose frames come 
 GAP = 1.75  # Frames between two packets above which some were lost; a repeated field makes it 1.5.
 CUT_OFF = 0.05  # Missing fraction of the announced duration above which a file is cut off: headers are a bit off.
 INTERLACED = (2, 3, 4, 5)  # FFmpeg's AVFieldOrder of streams whose frames may be two pictures, one per field.
+IDR = {"h264": (5,), "hevc": (19, 20)}  # NAL unit types (ITU-T H.264, table 7-1; H.265, table 7-1).
+PICTURE_HEADERS = {  # Patterns of B-frames, and of all frames (ISO/IEC 14496-2, 6.2.5; ITU-T H.262, 6.2.3).
+    "mpeg4": (rb"\x00\x00\x01\xb6[\x80-\xbf]", rb"\x00\x00\x01\xb6."),
+    "mpeg2video": (rb"\x00\x00\x01\x00.[\x18-\x1f\x58-\x5f\x98-\x9f\xd8-\xdf]", rb"\x00\x00\x01\x00."),
+}
 
 
 class DecodeError(Exception):
@@ -87,7 +92,11 @@ def _read_table(path: str, size: int, mtime_ns: int, max_pixels: float, max_dura
 
     rows = [row for row, packet in enumerate(packets) if not packet.hidden]
     if paired:
-        rows = _first_fields(packets, rows, 0.75 / (rate * second))
+        rows, candidates, half = [], rows, 0.75 / (rate * second)
+        for row in candidates:  # A second field follows the first at once, without a time or half a frame later.
+            dts, before = packets[row].dts, packets[row - 1].dts
+            if rows[-1:] != [row - 1] or (dts is not None and before is not None and dts - before > half):
+                rows.append(row)
     if not rows:
         raise DecodeError("no frames")
     # AVI stores no presentation times: FFmpeg guesses them.
@@ -146,14 +155,38 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
     return packets, packed
 
 
-def _first_fields(packets: list[Packet], rows: list[int], half: float) -> list[int]:
-    """Keep the rows that begin a frame; the second field follows at once, without a time or half a frame later."""
-    firsts: list[int] = []
-    for row in rows:
-        dts, before = packets[row].dts, packets[row - 1].dts
-        if firsts[-1:] != [row - 1] or (dts is not None and before is not None and dts - before > half):
-            firsts.append(row)
-    return firsts
+def is_idr(codec: str, extradata: bytes | None, packet: av.Packet) -> bool:
+    """Whether no picture after a keyframe packet refers to one before it; True in codecs other than H.264 and HEVC.
+
+    Containers mark open GOPs and intra-refresh points as keyframes too."""
+    if codec not in IDR:
+        return True
+    shift, mask = (0, 31) if codec == "h264" else (1, 63)
+    return any(header >> shift & mask in IDR[codec] for header in _nal_headers(codec, extradata, bytes(packet)))
+
+
+def is_disposable(codec: str, extradata: bytes | None, packet: av.Packet) -> bool:
+    """Whether no picture refers to those of a packet, so decoding can skip it; False where that is unknown."""
+    data = bytes(packet)
+    if codec == "h264":
+        slices = [header for header in _nal_headers(codec, extradata, data) if 1 <= header & 31 <= 5]
+        return bool(slices) and not any(header >> 5 for header in slices)
+    if codec not in PICTURE_HEADERS:
+        return False
+    disposable, every = (re.findall(pattern, data, re.DOTALL) for pattern in PICTURE_HEADERS[codec])
+    return len(disposable) == len(every) > 0
+
+
+def _nal_headers(codec: str, extradata: bytes | None, data: bytes) -> Iterator[int]:
+    """Yield the first byte of each NAL unit, after a start code (Annex B) or a length (MP4, Matroska)."""
+    if not extradata or extradata[0] != 1:
+        yield from (match[1][0] for match in re.finditer(rb"\x00\x00\x01(.)", data, re.DOTALL))
+        return
+    width = (extradata[4 if codec == "h264" else 21] & 3) + 1
+    at = 0
+    while at + width < len(data):
+        yield data[at + width]
+        at += width + int.from_bytes(data[at : at + width])
 
 
 @contextmanager

@@ -16,15 +16,11 @@ from pipeline.base.errors import KinemaError
 
 
 class Failure(NamedTuple):
-    """Why a job gave no result; `decoder` failed, '' if the process ended."""
-
     reason: str
-    decoder: str = ""
+    decoder: str = ""  # That failed; '' if the process ended.
 
 
 class _Server:
-    """The process from which workers are forked."""
-
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.lock = threading.Lock()
@@ -81,7 +77,6 @@ class _Worker:
             return self.pipe.recv() if self.pipe.poll() else None
 
     def end(self) -> tuple[int, bool]:
-        """End the process, and return what the server says of it."""
         self.pipe.close()
         return self.server.request("end", self.pid)
 
@@ -98,8 +93,7 @@ def run_isolated(
 
     The function must be importable; an exception that it raises becomes a `Failure`. A job that crashes or takes more
     than `timeout` seconds or `memory_limit` GiB gets a second attempt, with `fallback` if given (without it, not after
-    a timeout). Jobs are read lazily, and each worker holds at most one result. The processes end with the iterator.
-    """
+    a timeout). Jobs are read lazily, and each worker holds at most one result. The processes end with the iterator."""
     tasks, again = ((job, 1) for job in jobs), deque()  # (job, attempt)
     busy, idle, done = {}, [], []
     try:
