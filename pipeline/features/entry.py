@@ -26,7 +26,7 @@ class ClipFeatures(NamedTuple):
 
 class Header(NamedTuple):
     frames: int
-    planned: int
+    planned: int  # Frames asked for.
     sha256: str
 
 

@@ -39,8 +39,8 @@ def unsafe_reasons(path: Path, table: VideoTable) -> list[str]:
     ticks, steps = [packet.tick or 0 for packet in shown], np.diff(table.times_N)
     ascending, even = ticks == sorted({*ticks}), steps.max() < 1.5 * steps.min()
     reasons = {
-        table.container: table.container not in SEEKS_RIGHT,
-        table.codec: table.counted or (table.reorders and table.codec not in REORDERS_RIGHT),
+        f"container {table.container}": table.container not in SEEKS_RIGHT,
+        f"B-frames in {table.codec}": table.counted or (table.reorders and table.codec not in REORDERS_RIGHT),
         "dropped frames": table.container == "avi" and len(shown) < len(table.packets),
         "open GOPs": any(packet.key and not packet.idr for packet in table.packets),
         "damage": not table.indexed or any(packet.corrupt for packet in table.packets),
@@ -54,7 +54,7 @@ def unsafe_reasons(path: Path, table: VideoTable) -> list[str]:
 def read_decord(path: Path, table: VideoTable, indices: np.ndarray) -> np.ndarray:
     """Read frames, uint8 [T,H,W,3]; raises `DecodeError` where decord fails or is unreliable."""
     if reasons := unsafe_reasons(path, table):
-        raise DecodeError(f"unreliable with {', '.join(reasons)}", "decord")
+        raise DecodeError(f"unreliable here: {', '.join(reasons)}", "decord")
     distinct, places = np.unique(indices, return_inverse=True)
     try:
         with complaints() as lines:
