@@ -74,7 +74,7 @@ class HeadConfig:
     ] = "bilstm"
     pca_components: Annotated[PositiveInt, "Maximum number of principal components of the frames."] = 256
     pyramid_levels: Annotated[int, Interval(ge=1, le=8), "1 averages the whole clip, 4 goes down to eighths."] = 4
-    motion_components: Annotated[PositiveInt, "Maximum number of components of the motion within clips."] = 64
+    motion_components: Annotated[PositiveInt, "Maximum number of components of the motion within clips."] = 128
     hidden: Annotated[PositiveInt, "Hidden units of the sequence model (per direction for the LSTM)."] = 128
     layers: Annotated[PositiveInt, "Layers of the sequence model."] = 1
     dropout: Annotated[BelowOne, "Dropout in the sequence model."] = 0.5

@@ -67,9 +67,10 @@ def rows_of(name: str, runs: list[list[dict[str, str]]]) -> list[str]:
     rows = []
     for baseline in baselines:
         gain = np.concatenate(right[head]) - np.concatenate(right[baseline])
-        low, high = group_interval(gain, groups)
+        edges = group_interval(gain, groups)  # None if the two are right on the same clips.
+        interval = " ({:+.3f} to {:+.3f})".format(*edges) if edges else ""
         kind = baseline.removesuffix("_predicted")
-        cells = name, mean(right[head]), kind, mean(right[baseline]), f"{gain.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        cells = name, mean(right[head]), kind, mean(right[baseline]), f"{gain.mean():+.3f}{interval}"
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 

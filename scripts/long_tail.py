@@ -76,7 +76,7 @@ def main() -> None:
         means = np.array([values.mean() for values in runs])
         classifier = column.removesuffix("predicted").strip("_") or config.head.kind
         more = np.concatenate(runs) - np.concatenate(right[column, WAYS[0]])
-        low, high = group_interval(more, groups)
+        low, high = group_interval(more, groups) or (np.nan, np.nan)
         print(
             f"{classifier:9} {way:9} {means.mean():.3f} ± {means.std(ddof=1):.3f}   "
             f"{more.mean():+.3f} ({low:+.3f} to {high:+.3f})"

@@ -232,11 +232,10 @@ sys.exit(not close)
 """
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_backbone_can_be_used_after_a_fork(engine):
+def test_a_backbone_can_be_used_after_a_fork():
     """The engine's threads and OpenMP's do not exist in the child: waiting for them would never end. Destroying the
     parent's OpenVINO engine there would abort."""
-    subprocess.run([sys.executable, "-c", FORK, engine], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FORK, ENGINES[-1]], check=True, timeout=120)
 
 
 @pytest.mark.gpu

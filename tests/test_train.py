@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors
 import torch
 from safetensors.torch import load_file
 
@@ -39,20 +38,6 @@ def kill_when(process, condition, patience=120):
     process.wait()
 
 
-def entries(store: Path):
-    """Return the bytes and the metadata of every entry by file name."""
-    found = {}
-    for path in store.glob("*/??/*.safetensors"):
-        with safetensors.safe_open(path, framework="np") as file:
-            arrays = {name: file.get_tensor(name).tobytes() for name in ("features", "pts", "indices")}
-            found[path.name] = (arrays, file.metadata())
-    return found
-
-
-def count(store: Path):
-    return len(list(store.glob("*/??/*.safetensors")))
-
-
 def same_model(a: Path, b: Path):
     one, other = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -62,15 +47,6 @@ def test_extraction_counts_and_resumes(small_set, settings_of_small_set, extract
     assert "48 done, 0 skipped, 0 failed" in extracted
     again, _ = kinema("extract", *settings_of_small_set)
     assert "0 done, 48 skipped, 0 failed" in again
-
-
-def test_killed_extraction_goes_on_where_it_was(small_set, settings_of_small_set, extracted, tmp_path):
-    settings = [*settings_of_small_set, "--store", tmp_path / "store"]
-    kill_when(start("extract", *settings), lambda: count(tmp_path / "store") >= 5)
-    kept = count(tmp_path / "store")
-    resumed, _ = kinema("extract", *settings)
-    assert f"{48 - kept} done, {kept} skipped, 0 failed" in resumed
-    assert entries(tmp_path / "store") == entries(small_set / "features")
 
 
 def test_training_is_deterministic_and_survives_a_kill(settings_of_small_set, trained, tmp_path):

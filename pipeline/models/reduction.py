@@ -30,7 +30,8 @@ class Reduction(nn.Module):
     def fit(cls, features_NTD: torch.Tensor, lengths_N: torch.Tensor, components: int, motion: int) -> "Reduction":
         """Compute the bases from clips; frames from `lengths_N` on are padding.
 
-        There are never more components than clips: the last ones would only tell those clips apart.
+        There are never more components than clips, since the last ones would only tell those clips apart, and no more
+        motion components than an eighth of the clips (or 16), since a sequence model overfits sooner.
         """
         is_frame_NT = frame_mask(features_NTD, lengths_N)
         number, reduction = len(features_NTD), cls(features_NTD.shape[2], 0, 0)
@@ -38,7 +39,7 @@ class Reduction(nn.Module):
         reduction.mean = normed_NTD[is_frame_NT].mean(0)
         reduction.basis = principal_axes(normed_NTD[is_frame_NT] - reduction.mean, min(components, number))
         moves_NTD = deviations(normed_NTD, lengths_N)
-        reduction.motion_basis = principal_axes(moves_NTD[is_frame_NT], min(motion, number))
+        reduction.motion_basis = principal_axes(moves_NTD[is_frame_NT], min(motion, max(number // 8, 16), number))
         reduction.delta_mean = torch.zeros(reduction.basis.shape[1])
         components, motion = reduction.widths
         deltas_FK = reduction(features_NTD, lengths_N)[is_frame_NT].split([components, components, motion], 1)[1]
