@@ -15,8 +15,7 @@ def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: d
         raise ConfigError(f"--top {top}: a number of classes, 1 or more")
     if folders := [printable(video) for video in videos if video.is_dir()]:
         raise ConfigError(f"{folders[0]}: a folder; name the files in it, such as {folders[0]}/*")
-    unreadable = []
-    predictor = Predictor(run, overrides)
+    predictor, unreadable = Predictor(run, overrides), []
     for video, outcome in predictor(videos):
         if isinstance(outcome, Failure):
             unreadable.append(f"{printable(video)}: cannot be read: {outcome.reason}")

@@ -115,10 +115,11 @@ class FeatureStore:
         known, weights = read_manifest(manifest), config.backbone.weights and read_content(config.backbone.weights)[2]
         files = dict.fromkeys([*known.get("weights_files", []), weights])
         cosines = known.get("cosine_to_fp32", {})
-        cosines = cosines if backbone.engine in cosines else cosines | {backbone.engine: backbone.cosine_to_fp32()}
-        content = settings_of(config) | backbone.identity | {"weights_files": [*files], "cosine_to_fp32": cosines}
-        text = json.dumps(content, indent=2)
-        for path, content in ((store.backbone_file, backbone.saved()), (manifest, text.encode())):
+        if backbone.engine not in cosines:
+            cosines[backbone.engine] = backbone.cosine_to_fp32()
+        written = settings_of(config) | backbone.identity | {"weights_files": [*files], "cosine_to_fp32": cosines}
+        text = json.dumps(written, indent=2).encode()
+        for path, content in ((store.backbone_file, backbone.saved()), (manifest, text)):
             if not path.exists() or path.read_bytes() != content:
                 store._write(path, content)
         with suppress(OSError):  # A read-only store can still be read.

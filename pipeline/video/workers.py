@@ -58,8 +58,6 @@ def preload() -> _Server:
 
 
 class _Worker:
-    """One process, the pipe to it, and the time at which it is late."""
-
     def __init__(self, memory_limit: float):
         self.server = preload()
         self.pipe, theirs = Pipe()
