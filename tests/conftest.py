@@ -25,11 +25,13 @@ BITS, CELL = 8, 24
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the slowest files first, so that all processes end at about the same time. Skip GPU tests without a GPU."""
+    """Run all tests of the small set in one process, which makes it once. The longest come first. GPU tests need one."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-    longest = ["test_readme", "test_torture", "test_cli", "test_train", "test_backbone"]
+        if "small_set" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("small_set"))
+    longest = ["test_readme", "test_cli", "test_train", "test_evaluate", "test_extract", "test_backbone"]
     items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
