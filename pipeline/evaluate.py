@@ -17,7 +17,7 @@ from pipeline.runs.bundle import open_tested
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
 from pipeline.runs.probe import probe_time
 from pipeline.runs.tracking import Tracker
-from pipeline.video.decode import ResizeAndCrop, read_frames
+from pipeline.video.transform import ResizeAndCrop, read_frames
 from pipeline.video.workers import Failure, run_isolated
 
 

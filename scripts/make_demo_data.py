@@ -26,7 +26,7 @@ from tqdm import tqdm
 CHANGES = [("Appear", "Vanish"), ("Grow", "Shrink"), ("Open", "Close"), ("Sharpen", "Blur")]
 MOVEMENTS = [("Right", "Left"), ("Down", "Up"), ("Grow", "Shrink"), ("Clockwise", "Counterclockwise")]
 CYCLES = [("LampsClockwise", "LampsCounterclockwise")]
-PAIRS = {"demo": [*CHANGES, *CYCLES], "changes": CHANGES, "movements": MOVEMENTS, "cycles": CYCLES}
+PAIRS = {"changes": CHANGES, "movements": MOVEMENTS, "cycles": CYCLES}
 # High quality throughout: if it rose or fell along a clip, even the average frame would tell the direction. With mbtree
 # x264's files differ from run to run.
 CODECS = [
@@ -83,9 +83,10 @@ class Scene:
         """Draw four lamps in a ring, one of them lit."""
         picture = self.background.copy()
         draw = ImageDraw.Draw(picture)
+        middle = (centre + np.array(self.size) / 2) / 2  # So that all lamps are in the picture.
         for lamp, (x, y) in enumerate(((0, -1), (1, 0), (0, 1), (-1, 0))):
-            at = centre + np.array([x, y]) * 0.7 * radius
-            size = 0.35 * radius
+            at = middle + np.array([x, y]) * 0.75 * radius
+            size = 0.45 * radius
             draw.ellipse([*(at - size), *(at + size)], fill="white" if lamp == lit else "black")
         return picture
 
@@ -174,7 +175,7 @@ def make_group(videos: Path, group: int, args: argparse.Namespace) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="gets videos/ and splits/")
-    parser.add_argument("--pairs", choices=PAIRS, default="demo")
+    parser.add_argument("--pairs", choices=PAIRS, default="changes")
     parser.add_argument("--groups", type=int, default=24, help="scenes; a third of them is the test split")
     parser.add_argument("--clips", type=int, default=3, help="clips per class and group")
     parser.add_argument("--frames", type=int, default=24, help="frames per clip")

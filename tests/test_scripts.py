@@ -36,7 +36,7 @@ def test_accuracy_prints_gains_over_groups(settings_of_small_set, extracted, tmp
 def test_the_demo_is_the_same_each_time(small_set, tmp_path):
     script = REPOSITORY / "scripts" / "make_demo_data.py"
     subprocess.run(
-        [sys.executable, script, tmp_path, "--pairs", "changes", "--groups", "3", "--clips", "1"],
+        [sys.executable, script, tmp_path, "--groups", "3", "--clips", "1"],
         check=True,
         capture_output=True,
     )

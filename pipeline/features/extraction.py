@@ -12,7 +12,8 @@ from pipeline.config import DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
 from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures
-from pipeline.video.decode import DecodedClip, read_frames
+from pipeline.video.decode import DecodedClip
+from pipeline.video.transform import read_frames
 from pipeline.video.workers import Failure, run_isolated
 
 Outcomes = Iterable[tuple[Clip, ClipFeatures | Failure]]

@@ -1,15 +1,11 @@
-"""A clip -> its sampled frames, resized and cropped for the CNN, or the reason for failure: the job of the decoding
-processes. Imports neither timm nor torchvision, so that a process starts in half the time."""
+"""A video file -> the sampled frames of a clip, or the reason for failure."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from pipeline.config import DecodeConfig, SamplingConfig
-from pipeline.data.clip import Clip
+from pipeline.config import DecodeConfig
 from pipeline.video.decord_reader import read_decord
 from pipeline.video.pyav_reader import read_pyav
 from pipeline.video.sampling import plan_instants
@@ -25,26 +21,6 @@ class DecodedClip(NamedTuple):
     indices: np.ndarray  # int64 [T], ascending; a frame that lasts long may be repeated.
     planned: int
     decoder: str  # 'decord' or 'pyav'.
-
-
-class ResizeAndCrop(NamedTuple):
-    """Resize to `size` pixels, the short side or (height, width), then crop the centre to `crop`, (height, width).
-
-    PyTorch's antialiasing on uint8 is several times as fast as Pillow's; pixels differ by 0.1 of 255 on average."""
-
-    size: int | tuple[int, int]
-    crop: tuple[int, int]
-    mode: str
-
-    def __call__(self, frames_T3HW: torch.Tensor) -> torch.Tensor:
-        size = self.size
-        if isinstance(size, int):
-            height, width = frames_T3HW.shape[2:]
-            short = min(height, width)
-            size = size * height // short, size * width // short
-        resized = torch.nn.functional.interpolate(frames_T3HW, size, mode=self.mode, antialias=True)
-        top, left = (round((whole - part) / 2) for whole, part in zip(size, self.crop, strict=True))
-        return resized[:, :, top : top + self.crop[0], left : left + self.crop[1]]
 
 
 def decode_clip(
@@ -76,11 +52,3 @@ def decode_clip(
     if readable.sum() > len(found):  # Some last long and are repeated.
         pixels = pixels[np.searchsorted(found, indices[readable])]
     return DecodedClip(pixels, pts[readable], indices[readable], len(indices), "pyav")
-
-
-def read_frames(
-    clip: Clip, sampling: SamplingConfig, decode: DecodeConfig, transform: Callable, decoders: tuple = DECODERS
-) -> DecodedClip:
-    """Read the sampled frames of a clip, transformed for the CNN: `frames` is uint8 [T,3,H,W]."""
-    decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
-    return decoded._replace(frames=transform(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2)).contiguous().numpy())

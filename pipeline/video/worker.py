@@ -12,7 +12,7 @@ from typing import NoReturn
 import psutil
 import torch
 
-import pipeline.video.decode  # noqa: F401  (so that workers have it from the start)
+import pipeline.video.transform  # noqa: F401  (so that workers have it from the start)
 from pipeline.base.errors import first_line
 
 

@@ -17,8 +17,8 @@ from rounds import machine_in_words
 
 from pipeline.config import DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
-from pipeline.video.decode import ResizeAndCrop, read_frames
 from pipeline.video.timestamps import _read_table
+from pipeline.video.transform import ResizeAndCrop, read_frames
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from pipeline.config import BackboneConfig, DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
 from pipeline.features.backbone import Backbone
 from pipeline.features.extraction import clip_features
-from pipeline.video.decode import read_frames
+from pipeline.video.transform import read_frames
 from pipeline.video.workers import Failure, run_isolated
 
 
