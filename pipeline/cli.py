@@ -62,7 +62,9 @@ def _prepare_process() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # OpenMP's default keeps cores busy while they wait.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Reproducible matrix products on a GPU.
     if not os.access(os.path.expanduser("~"), os.W_OK):
-        os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="kinema-"))
+        folder = tempfile.mkdtemp(prefix="kinema-")
+        for name in ("MPLCONFIGDIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            os.environ.setdefault(name, folder)
 
 
 def _interrupt(number: int, _: object) -> None:

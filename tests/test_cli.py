@@ -223,11 +223,13 @@ def test_output_is_printable_in_any_locale(tmp_path):
 
 
 def test_a_home_that_cannot_be_written_is_not_used(monkeypatch):
-    monkeypatch.setenv("WANDB_DATA_DIR", "")  # Restored after the test.
-    monkeypatch.delenv("WANDB_DATA_DIR")
+    names = "MPLCONFIGDIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"
+    for name in names:
+        monkeypatch.setenv(name, "")  # Restored after the test.
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/proc/nowhere")
     kinema(code=2)
-    assert os.access(os.environ["WANDB_DATA_DIR"], os.W_OK)
+    assert all(os.access(os.environ[name], os.W_OK) for name in names)
 
 
 def write_bad_clips(folder):
