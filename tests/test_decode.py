@@ -1,3 +1,5 @@
+import re
+
 import av
 import decord
 import numpy as np
@@ -320,3 +322,15 @@ def test_real_clips_give_the_frames_of_a_plain_decode(real_clips, frames):
             wanted = (frame for number, frame in enumerate(container.decode(video=0)) if number in clip.indices)
             for frame, own in zip(wanted, clip.frames, strict=True):
                 assert np.array_equal(own, frame.to_ndarray(format="rgb24")), (path, clip.decoder)
+
+
+def test_a_spliced_stream_gives_no_shifted_frame(tmp_path):
+    """The second part has no B-frames, so its frames come without the delay of the first."""
+    parts = [write_video(tmp_path / f"{b}.avi", "mpeg4", options={"bf": b, "g": "10"}).read_bytes() for b in "20"]
+    one, two = ([match.start() for match in re.finditer(b"00dc", part[: part.index(b"idx1")])] for part in parts)
+    path = tmp_path / "spliced.avi"
+    path.write_bytes(parts[0][: one[20]] + parts[1][two[0] :])
+    clip = decode_clip(path, 50, config=DecodeConfig(min_readable=0))
+    assert len(clip.indices) >= 15
+    for index, frame in zip(clip.indices.tolist(), clip.frames, strict=True):
+        assert painted_number(frame) == (index if index < 20 else index - 20)

@@ -107,6 +107,8 @@ class _Stream:
             except av.FFmpegError:
                 frames = None
             damaged = frames is None or (known and known.corrupt) or any(frame.is_corrupt for frame in frames)
+            # Another stream was spliced in, whose frames come with another delay.
+            damaged = damaged or (table.counted and self.codec.reorder_depth != self.delay)
             shown = [index + n if table.counted else self._index(frame.pts) for n, frame in enumerate(frames or ())]
             late -= set(shown)
             if begun and known and table.codec in ONE_TO_ONE and not damaged:
