@@ -214,3 +214,13 @@ def test_a_changed_clip_list_is_refused_and_can_be_restored(settings_of_small_se
     assert "test: 16 clips in 2 groups\n" in out
     kinema("evaluate", run)
     assert (run / "metrics.json").read_bytes() == before
+
+
+def test_the_probe_shows_that_time_is_used(trained):
+    probed = json.loads(kinema("probe", trained, "--json")[0])
+    metrics = read_metrics(trained)
+    assert list(probed) == ["as_is", "shuffled", "reversed", "frozen", "frames_1", "frames_2", "frames_4", "frames_8"]
+    assert probed == {name: values["top1"] for name, values in metrics["probe"].items()}
+    assert probed["as_is"] == metrics["top1"] > max(probed["shuffled"], probed["reversed"], probed["frozen"])
+    assert probed["frames_1"] < probed["as_is"] == probed["frames_8"]  # The clips have six frames.
+    assert "Time is" in kinema("probe", trained)[0] and "## Use of time" in (trained / "report.md").read_text()

@@ -1,5 +1,6 @@
 """How much a classifier uses time: its accuracy on test clips with other orders of frames, and with fewer of them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,10 @@ from pipeline.runs.dataset import padded, read_batches
 from pipeline.runs.metrics import group_interval
 
 
-def _first(number: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Sample the centres of `number` equal segments of a clip's frames."""
-    return lambda features_TD: features_TD[((np.arange(number) + 0.5) * len(features_TD) / number).astype(int)]
+def _sample(features_TD: np.ndarray, number: int) -> np.ndarray:
+    """Sample the centres of `number` equal segments of a clip's frames, or all of fewer frames."""
+    segments = np.array_split(features_TD, number)
+    return np.stack([segment[len(segment) // 2] for segment in segments if len(segment)])
 
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -24,7 +26,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "shuffled": lambda features_TD: np.random.default_rng(0).permutation(features_TD),
     "reversed": lambda features_TD: features_TD[::-1].copy(),
     "frozen": lambda features_TD: features_TD[len(features_TD) // 2][None].repeat(len(features_TD), 0),
-    **{f"frames_{number}": _first(number) for number in (1, 2, 4, 8)},
+    **{f"frames_{number}": functools.partial(_sample, number=number) for number in (1, 2, 4, 8)},
 }
 """What is done to the features [T,D] of a clip; `frozen` shows the middle frame all the time."""
 
