@@ -14,6 +14,7 @@ from pipeline.data.formats import CSV_COLUMNS
 from pipeline.data.splits import load_dataset
 from pipeline.features.entry import Header
 from pipeline.runs.bundle import Bundle
+from pipeline.runs.report import write_report
 
 from conftest import kinema, touch, write_csv, write_video
 
@@ -47,12 +48,18 @@ def test_metrics_and_report(trained):
         interval = baseline["gain_ci95"]
         shown = f"95 % CI {interval[0]:+.3f} to {interval[1]:+.3f}, paired)" if interval else "no CI"
         assert f"BiLSTM vs. {name}: {baseline['gain']:+.3f} ({shown}" in report
-    wrong = [row for row in read_rows(trained / "predictions.csv") if row["predicted"] != row["label"]]
-    first = max(wrong, key=lambda row: float(row["probability"]))
-    listed = report.partition("## Most confident mistakes")[2].partition("- |\n|")[2].split("|")
-    assert [cell.strip() for cell in listed[:3]] == [first["clip"], first["label"], first["predicted"]]
     for picture in ("confusion.png", "curves.png"):
         assert (trained / picture).stat().st_size > 10_000
+
+
+def test_the_most_confident_mistake_is_listed_first(trained, tmp_path):
+    rows = [row | {"probability": float(row["probability"])} for row in read_rows(trained / "predictions.csv")]
+    for number, (row, other) in enumerate(zip(rows[:3], rows[-3:], strict=True)):
+        row |= {"predicted": other["label"], "probability": 0.5 + number / 10}
+    write_report(tmp_path, read_metrics(trained), rows, {})
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    listed = report.partition("## Most confident mistakes")[2].partition("- |\n|")[2].split("|")
+    assert [cell.strip() for cell in listed[:4]] == [rows[2][key] for key in ("clip", "label", "predicted")] + ["0.700"]
 
 
 def test_groups_trained_on_are_refused(trained):
