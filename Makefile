@@ -44,13 +44,13 @@ data/demo/splits/classInd.txt: | setup
 extract: setup ## Compute the features of CONFIG's clips that are not cached yet
 	$(BIN)/kinema extract --config "$(CONFIG)" $(ARGS)
 
-train: setup ## Train CONFIG's head on cached features into RUN in its `runs`
+train: setup ## Train RUN with the settings in CONFIG
 	$(BIN)/kinema train --config "$(CONFIG)" --runs "$$(dirname "$(BUNDLE)")" --run "$$(basename "$(BUNDLE)")" $(ARGS)
 
-evaluate: setup ## Measure RUN on its test split
+evaluate: setup ## Evaluate RUN on its test split
 	$(BIN)/kinema evaluate "$(BUNDLE)" $(ARGS)
 
-predict: setup ## Name the action in VIDEO with RUN
+predict: setup ## Classify VIDEO with RUN
 	$(BIN)/kinema predict "$(BUNDLE)" $(VIDEO) $(ARGS)
 
 # One thread per test process: with more, they wait for each other. Some tests only wait, so there are three processes.

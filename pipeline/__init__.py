@@ -1,6 +1,6 @@
 """Kinema: video action recognition from cached frozen-CNN features and a bidirectional LSTM.
 
-Verbs are files at the top, started by `cli`. The rooms below them import only from rooms before: `base`, `config`,
+Each command is a module here, started by `cli`. Packages import only from those before them: `base`, `config`,
 `data` and `models`, `video`, `features`, `runs`, `inference`. `make lint` checks the order."""
 
 from typing import Any

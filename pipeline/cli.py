@@ -1,16 +1,16 @@
-"""usage: kinema VERB [ARGUMENTS]
+"""usage: kinema COMMAND [ARGUMENTS]
 
 Video action recognition with a frozen CNN, cached features and a BiLSTM.
 
   extract   Compute the features of a data set and cache them.
-  train     Train a head on cached features, with the mean of frames as baseline.
-  evaluate  Measure a trained run on its test split.
-  probe     Show how much a trained run uses time.
+  train     Train a head and its linear baselines on cached features.
+  evaluate  Evaluate a trained run on its test split.
+  probe     Test whether a trained run depends on the order of frames.
   predict   Classify video files.
   failures  Show which clips could not be read and why.
   store     List, verify or prune the cached features.
 
-`kinema VERB --help` lists the arguments of a verb, `--version` prints the version, `--debug` shows tracebacks."""
+`kinema COMMAND --help` lists its arguments, `--version` prints the version, `--debug` shows tracebacks."""
 
 import argparse
 import importlib
@@ -27,7 +27,7 @@ from pipeline.config import OVERRIDABLE, Config
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb and return the exit code: 0 done, 1 the job failed, 2 wrong arguments or settings, 128 + signal."""
+    """Run a command and return the exit code: 0 done, 1 the job failed, 2 wrong arguments or settings, 128 + signal."""
     argv = sys.argv[1:] if argv is None else argv
     _prepare_process()
     try:
@@ -79,14 +79,14 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-VERBS = dict(line.split(maxsplit=1) for line in __doc__.splitlines() if line.startswith("  "))
+COMMANDS = dict(line.split(maxsplit=1) for line in __doc__.splitlines() if line.startswith("  "))
 ARGUMENTS = (
     ("extract train failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
     ("evaluate probe predict", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
     ("extract", "--shard", dict(type=_shard, metavar="I/N", default=(1, 1), help="process only the I-th of N parts")),
     ("extract", "--retry-failed", dict(action="store_true", help="try clips again that failed before")),
     ("train", "--run", dict(metavar="NAME", help="name of the run (default: name of the config file)")),
-    ("predict", "videos", dict(type=Path, nargs="+", metavar="VIDEO", help="put -- before names that start with -")),
+    ("predict", "videos", dict(type=Path, nargs="+", metavar="VIDEO", help="put -- before files that start with -")),
     ("predict probe", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
@@ -97,16 +97,16 @@ ARGUMENTS = (
 
 
 class _Parser(argparse.ArgumentParser):
-    def __init__(self, verb: str):
-        super().__init__(prog=f"kinema {verb}", description=VERBS[verb], allow_abbrev=False)
-        for verbs, name, keywords in ARGUMENTS:
-            if verb in verbs:
+    def __init__(self, command: str):
+        super().__init__(prog=f"kinema {command}", description=COMMANDS[command], allow_abbrev=False)
+        for commands, name, keywords in ARGUMENTS:
+            if command in commands:
                 self.add_argument(name, **keywords)
         self.usage = f"{self.format_usage().partition(': ')[2].strip()} [--SETTING VALUE ...]"
-        group = self.add_argument_group("settings")  # Parses all, shows those that the verb can change.
+        group = self.add_argument_group("settings")  # Parses all, shows those that the command can change.
         for name, (values, default, text) in flatten(Config).items():
             text = f"{text} (default: {default})".replace("%", "%%")
-            shown = text if is_among(name, OVERRIDABLE.get(verb, (name,))) else argparse.SUPPRESS
+            shown = text if is_among(name, OVERRIDABLE.get(command, (name,))) else argparse.SUPPRESS
             group.add_argument(f"--{name.replace('_', '-')}", metavar=values, help=shown)
 
     def error(self, message: str) -> None:
@@ -114,32 +114,32 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(argv: list[str]) -> None:
-    """Run a verb: its arguments and settings in any order; after `--`, files that may begin with a dash."""
-    verb, *options = argv or [""]
-    if verb in ("-h", "--help", "--version"):
-        return print(f"kinema {__version__}" if verb == "--version" else __doc__)
-    if verb not in VERBS:
-        raise ConfigError(f"unknown verb '{verb}'{nearest(verb, VERBS)}; see kinema --help")
+    """Run a command: its arguments and settings in any order; after `--`, files that may begin with a dash."""
+    command, *options = argv or [""]
+    if command in ("-h", "--help", "--version"):
+        return print(f"kinema {__version__}" if command == "--version" else __doc__)
+    if command not in COMMANDS:
+        raise ConfigError(f"unknown command '{command}'{nearest(command, COMMANDS)}; see kinema --help")
     end = options.index("--") if "--" in options else len(options)
     files = [os.path.join(".", name) for name in options[end + 1 :]]
     parts = [option.partition("=") if option.startswith("--") else ("", "", option) for option in options[:end]]
     tokens = [name.replace("_", "-") + equals + value for name, equals, value in parts]  # --max_missing
-    parser = _Parser(verb)
+    parser = _Parser(command)
     args, unknown = parser.parse_known_intermixed_args(tokens + files)
     values = vars(args)
     if unknown:
         name = unknown[0].partition("=")[0].removeprefix("--").replace("-", "_")
         parser.error(f"unknown argument '{unknown[0]}'{nearest(Config.RENAMED.get(name, name), values)}")
     overrides = {name: value for name in flatten(Config) if (value := values.pop(name)) is not None}
-    if verb == "train":
+    if command == "train":
         values["run"] = args.run or (args.config.stem if args.config else "run")
-    elif verb == "failures":
+    elif command == "failures":
         values["arguments"] = options
-    config = build(Config, values.get("config"), overrides, OVERRIDABLE.get(verb))
+    config = build(Config, values.get("config"), overrides, OVERRIDABLE.get(command))
     values |= {"config": config} if "config" in values else {"overrides": overrides}
-    if verb in ("extract", "predict"):  # The decoding processes start while PyTorch is imported.
+    if command in ("extract", "predict"):  # The decoding processes start while PyTorch is imported.
         importlib.import_module("pipeline.video.workers").preload()
-    getattr(importlib.import_module(f"pipeline.{verb}"), verb)(**values)
+    getattr(importlib.import_module(f"pipeline.{command}"), command)(**values)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ OVERRIDABLE: dict[str, tuple[str, ...]] = {
     "predict": ("device", "decode", "backbone.engine", "backbone.precision"),
     "store": ("store",),
 }
-"""Settings and sections that a verb can change; the run or the store fixes the rest. Other verbs take all settings."""
+"""Settings and sections that a command can change; the run or the store fixes the rest. Other commands take all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +31,22 @@ class DataConfig:
     root: Annotated[Path, "Folder with the videos."] = Path("data/videos")
     lists: Annotated[Path | None, "CSV file or folder of official lists. `null`: one folder per class."] = None
     split: Annotated[int, Interval(ge=1, le=3), "Official split of UCF101 or HMDB51."] = 1
-    val_fraction: Annotated[HeldOut, "Validation share of training clips if no split is given (whole groups)."] = 0.15
-    test_fraction: Annotated[HeldOut, "Test share of all clips if no split is given (whole groups)."] = 0.25
+    val_fraction: Annotated[HeldOut, "Fraction of training clips for validation if the data has no such split."] = 0.15
+    test_fraction: Annotated[HeldOut, "Fraction of all clips for the test if the data has no splits."] = 0.25
     split_seed: Annotated[Seed, "Random seed for choosing the groups that are held out."] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     frames: Annotated[PositiveInt, "Frames per clip, at the centres of equal segments. Shorter clips yield fewer."] = 16
+    rate: Annotated[PositiveFloat | None, "Frames per second, up to `frames`. `null`: always `frames`."] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
     workers: Annotated[int, Ge(0), "Decoding processes. 0: one per core."] = 0
-    timeout: Annotated[float, Interval(gt=0, le=86400), "Seconds per attempt. If it hangs, PyAV alone tries again."] = (
-        60.0
-    )
-    memory_limit: Annotated[PositiveFloat, "GiB per decoding process. Above it the clip is recorded as failed."] = 4.0
+    timeout: Annotated[float, Interval(gt=0, le=86400), "Seconds per attempt; the second is with PyAV."] = 60.0
+    memory_limit: Annotated[PositiveFloat, "GiB per decoding process; the second attempt is with PyAV."] = 4.0
     min_readable: Annotated[Fraction, "Fraction of the sampled frames that a damaged clip needs to be kept."] = 0.5
     max_pixels: Annotated[PositiveInt, "Largest frame size in pixels. Files with larger frames fail."] = 7680 * 4320
     max_duration: Annotated[PositiveFloat, "Longest file in seconds. Longer files fail."] = 6 * 3600.0
@@ -55,9 +54,9 @@ class DecodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    model: Annotated[str, "timm model. All but tf_efficientnet_lite0/1/2 are downloaded."] = "tf_efficientnet_lite0"
+    model: Annotated[str, "timm model; weights of others are downloaded."] = "tf_efficientnet_lite0"
     weights: Annotated[Path | None, "Local .safetensors or .pth file. `null`: the published weights."] = None
-    precision: Annotated[Precision, "`auto`: fp16 on a GPU, bf16 on a CPU with bf16 instructions, else fp32."] = "auto"
+    precision: Annotated[Precision, "`auto`: fp16 on a GPU, bf16 on a CPU with it and OpenVINO, else fp32."] = "auto"
     crop: Annotated[Literal["none", "timm"], "`none`: the whole frame. `timm`: timm's evaluation crop."] = "none"
     view: Annotated[
         View, "`pooled`: average of the last layer. `grid`: also a 4x4 grid of three stages (4x the size)."

@@ -15,7 +15,7 @@ from pipeline.data.clip import Clip, segment_of
 from pipeline.runs import metrics, report
 from pipeline.runs.bundle import open_tested
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
-from pipeline.runs.probe import probe_time
+from pipeline.runs.probe import probe_frame_order
 from pipeline.runs.tracking import Tracker
 from pipeline.video.transform import ResizeAndCrop, read_frames
 from pipeline.video.workers import Failure, run_isolated
@@ -46,7 +46,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         "seed": config.train.seed,
         **metrics.measure(logits, test.labels_N.numpy(), [clip.group for clip in clips], classes),
     }
-    result["probe"] = probe_time(store, clips, classes, next(iter(classifiers.values())), device)
+    result["probe"] = probe_frame_order(store, clips, classes, next(iter(classifiers.values())), device)
     rows = _predictions(clips, logits, classes, copies)
     lines = sorted(f"{clip.id}\t{clip.label}\t{clip.group}\t{header.sha256}\n" for clip, header in found.items())
     content = hashlib.sha256("".join(lines).encode()).hexdigest()[:8]

@@ -44,7 +44,8 @@ def failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
 
 def _examine(clip: Clip, config: Config) -> None:
     print(f"{printable(clip.path)}: {clip.path.stat().st_size} bytes")
-    decode = functools.partial(decode_clip, clip.path, config.sampling.frames, clip.start, clip.end, config.decode)
+    frames, rate, times = config.sampling.frames, config.sampling.rate, (clip.start, clip.end)
+    decode = functools.partial(decode_clip, clip.path, frames, *times, config.decode, rate=rate)
     decoders, limits = (("decord",), ("pyav",)), (config.decode.timeout, config.decode.memory_limit)
     for (decoder,), outcome in run_isolated(decode, decoders, 1, *limits):
         if isinstance(outcome, Failure):

@@ -12,9 +12,9 @@ from pipeline.video.workers import Failure
 def predict(run: Path, videos: list[Path], top: int, as_json: bool, overrides: dict[str, str]) -> None:
     """Print the `top` classes of each video, as text or as JSON lines; raise at the end if some cannot be read."""
     if top < 1:
-        raise ConfigError(f"--top {top}: a number of classes, 1 or more")
+        raise ConfigError(f"--top must be at least 1, got {top}")
     if folders := [printable(video) for video in videos if video.is_dir()]:
-        raise ConfigError(f"{folders[0]}: a folder; name the files in it, such as {folders[0]}/*")
+        raise ConfigError(f"{folders[0]} is a folder; pass files, such as {folders[0]}/*")
     predictor, unreadable = Predictor(run, overrides), []
     for video, outcome in predictor(videos):
         if isinstance(outcome, Failure):

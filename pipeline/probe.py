@@ -1,4 +1,4 @@
-"""Show how much a trained run uses time: its accuracy on test clips in other orders of frames, and with fewer frames.
+"""Test whether a run depends on the order of frames: its accuracy with other orders, and with fewer frames.
 
 kinema probe data/runs/ucf101 --json
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.runs import report
 from pipeline.runs.bundle import open_tested
-from pipeline.runs.probe import probe_time
+from pipeline.runs.probe import probe_frame_order
 
 
 def probe(run: Path, as_json: bool, overrides: dict[str, str]) -> None:
@@ -16,8 +16,8 @@ def probe(run: Path, as_json: bool, overrides: dict[str, str]) -> None:
     tested = open_tested(run, overrides)
     tested.bundle.copies(tested.found)  # Raises if test clips were trained on.
     head = next(iter(tested.classifiers.values()))
-    probed = probe_time(tested.store, list(tested.found), tested.dataset.classes, head, tested.device)
+    probed = probe_frame_order(tested.store, list(tested.found), tested.dataset.classes, head, tested.device)
     if as_json:
         print(json.dumps({name: values["top1"] for name, values in probed.items()}))
     else:
-        print(*report.time_lines(probed), sep="\n")
+        print(*report.frame_order_lines(probed), sep="\n")

@@ -9,7 +9,7 @@ from pipeline.base.errors import ConfigError, KinemaError, printable
 from pipeline.base.progress import progress
 from pipeline.config import Config
 from pipeline.features.entry import DamagedEntry, read_entry
-from pipeline.features.store import read_manifest, require_new_layout
+from pipeline.features.store import check_store_format, read_manifest
 
 ENTRIES = "??/*.safetensors"
 COLUMNS = "fingerprint", "model", "crop", "view", "frames", "precision", "clips", "failed", "size", "last written"
@@ -21,7 +21,7 @@ def store(config: Config, action: str, fingerprints: list[str], repair: bool) ->
         raise ConfigError(f"store {action}: FINGERPRINT is for prune and --repair for verify")
     if not root.is_dir():
         raise ConfigError(f"store: no such folder: {root}")
-    require_new_layout(root)
+    check_store_format(root)
     folders = {file.parent.name: file.parent for file in sorted(root.glob("*/manifest.json"))}
     if action == "list":
         _list([*folders.values()])

@@ -25,7 +25,7 @@ from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
 from pipeline.runs.bundle import Bundle
 from pipeline.runs.dataset import ClipSet, find_clips, fit_reduction, load_clips, warn_of_conflicts
-from pipeline.runs.stacking import path_logs, stack
+from pipeline.runs.stacking import branch_log_probs, fit_weights
 from pipeline.runs.tracking import Tracker
 from pipeline.runs.trainer import fit
 
@@ -68,7 +68,7 @@ def train(config: Config, run: str) -> None:
 def _train(
     config: Config, store: FeatureStore, clips: list[Clip], classes: list[str], device: torch.device, tracker: Tracker
 ) -> tuple[dict[str, Classifier], dict[str, list[dict[str, float]]]]:
-    """Train on the training clips, find the weights of the paths on the validation clips, refit on both.
+    """Train on the training clips, find the fusion weights on the validation clips, refit on both.
 
     Return the classifier and its baselines by kind, and the records of the epochs by stage.
     """
@@ -93,11 +93,11 @@ def _train(
 
     reduction, loaded, heads = fit_on(is_train_N, kind)
     val = loaded.where(~is_train_N)
-    weights = {name: stack(path_logs(head, val), val.labels_N) for name, head in heads.items()}
+    weights = {name: fit_weights(branch_log_probs(head, val), val.labels_N) for name, head in heads.items()}
     print(f"{kind}: validation top-1 {history[kind][-1]['val_top1']:.3f}, loss {history[kind][-1]['val_loss']:.3f}")
     if len(weights[kind]) > 1:
-        shown = ", ".join(f"{name} {w:.2f}" for name, w in zip(heads[kind].paths, weights[kind], strict=True))
-        print(f"{kind}: weights of the paths: {shown}")
+        shown = ", ".join(f"{name} {w:.2f}" for name, w in zip(heads[kind].branches, weights[kind], strict=True))
+        print(f"{kind}: fusion weights: {shown}")
     if config.train.refit:
         reduction, _, heads = fit_on(torch.ones_like(is_train_N), f"{kind}-refit")
         print(f"Refit on train + val ({len(clips)} clips).")
@@ -108,7 +108,7 @@ def _train(
 
 def _open_bundle(config: Config, run: str) -> Bundle:
     if Path(run).name != run or run == "..":
-        raise ConfigError(f"--run {run}: a name, not a path; --runs names the folder of the bundles")
+        raise ConfigError(f"--run must be a name, not a path, got {run}; --runs sets the folder")
     bundle = Bundle(config.runs / run)
     if bundle.config_file.exists():
         asked = bundle.config_file.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Generate a small UCF101-style set of real video files whose classes differ only in the order of their frames.
 
-    python scripts/make_demo_data.py data/demo
+    python scripts/make_demo_data.py data/demo --pairs changes cycles
     python scripts/make_demo_data.py data/movements --pairs movements
     python scripts/make_demo_data.py data/cycles --pairs cycles --frames 90 --period 22 90
 
@@ -151,11 +151,15 @@ def encode(path: Path, codec: str, options: dict[str, str], frames: list[np.ndar
         container.mux(stream.encode())
 
 
+def pairs_of(args: argparse.Namespace) -> list[tuple[str, str]]:
+    return [pair for name in args.pairs for pair in PAIRS[name]]
+
+
 def make_group(videos: Path, group: int, args: argparse.Namespace) -> list[str]:
     """Write all clips of one group and return their paths relative to `videos`."""
     scene = Scene(group, args.seed)
     names = []
-    for pair, labels in enumerate(PAIRS[args.pairs]):
+    for pair, labels in enumerate(pairs_of(args)):
         for clip in range(1, args.clips + 1):
             rng = np.random.default_rng([args.seed, group, pair, clip])
             frames = render(scene, labels[0], args.frames, args.period, rng)
@@ -175,7 +179,7 @@ def make_group(videos: Path, group: int, args: argparse.Namespace) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="gets videos/ and splits/")
-    parser.add_argument("--pairs", choices=PAIRS, default="changes")
+    parser.add_argument("--pairs", choices=PAIRS, nargs="+", default=["changes"])
     parser.add_argument("--groups", type=int, default=24, help="scenes; a third of them is the test split")
     parser.add_argument("--clips", type=int, default=3, help="clips per class and group")
     parser.add_argument("--frames", type=int, default=24, help="frames per clip")
@@ -188,7 +192,7 @@ def main() -> None:
     made = joblib.Parallel(n_jobs=-1, return_as="generator")(jobs)
     names = [name for group in tqdm(made, "demo data", args.groups, disable=None, unit=" groups") for name in group]
 
-    classes = sorted(label for pair in PAIRS[args.pairs] for label in pair)
+    classes = sorted(label for pair in pairs_of(args) for label in pair)
     splits.mkdir(parents=True, exist_ok=True)
     (splits / "classInd.txt").write_text("".join(f"{n} {label}\n" for n, label in enumerate(classes, 1)))
     for split in (1, 2, 3):

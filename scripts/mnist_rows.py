@@ -21,7 +21,7 @@ from pipeline.base.device import resolve_device
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.models.heads import SEQUENCE
 from pipeline.runs.dataset import ClipSet
-from pipeline.runs.stacking import path_logs
+from pipeline.runs.stacking import branch_log_probs
 from pipeline.runs.trainer import fit
 
 
@@ -53,8 +53,8 @@ def main() -> None:
 
             head = fit(head_config, config, train, every, device, on_epoch)
         seconds = time.monotonic() - began
-        right = (path_logs(head, test).argmax(2) == test.labels_N).float().mean(1)
-        accuracy = dict(zip(head.paths, right.tolist(), strict=True))
+        right = (branch_log_probs(head, test).argmax(2) == test.labels_N).float().mean(1)
+        accuracy = dict(zip(head.branches, right.tolist(), strict=True))
         shown = "off" if clip > max(norms) * 1e3 else f"{clip:g}"
         print(
             f"| {kind} | {layers} | {shown} | {accuracy[kind]:.4f} | {accuracy['pyramid']:.4f} | {seconds:.0f} |",

@@ -1,4 +1,4 @@
-"""Extract damaged and healthy files together while processes are killed, and check that the store tells the truth.
+"""Extract damaged and healthy files together while processes are killed, and check every entry of the store.
 
     python scripts/torture.py --seed 0 --files 2000
 

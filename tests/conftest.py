@@ -121,6 +121,19 @@ def write_csv(path: Path, *rows: tuple) -> Path:
     return path
 
 
+def quick_settings(folder: Path) -> list[object]:
+    """Settings for `folder/videos`, two frames per clip, with a small CNN of random weights."""
+    import timm  # Takes seconds, and decoding processes import this file.
+    from safetensors.torch import save_file
+
+    weights = folder / "cnn.safetensors"
+    if not weights.exists():
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), weights)
+    places = ["--data.root", folder / "videos", "--store", folder / "store", "--runs", folder, "--tracking", "off"]
+    return [*places, "--sampling.frames", 2, "--backbone.model", "test_efficientnet", "--backbone.weights", weights]
+
+
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with videos/ and splits/: the generated set, 6 groups with one clip per class."""

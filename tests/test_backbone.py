@@ -208,7 +208,7 @@ def test_settings_that_cannot_work_here_are_config_errors(settings, device, mess
 
 
 def test_models_that_cannot_run_are_config_errors():
-    with pytest.raises(ConfigError, match="does not return its stages; use pooled"):
+    with pytest.raises(ConfigError, match="no intermediate features; use --backbone.view pooled"):
         Grid(torch.nn.Flatten())
     with pytest.raises(ConfigError, match="torch fp32 cannot run this model"):
         engines.start(torch.nn.Linear(3, 3), CPU, (3, 8, 8), "torch", "fp32")

@@ -36,23 +36,23 @@ def test_damaged_weights(run, place):
     content = bytearray((run / "model.safetensors").read_bytes())
     content[place] ^= 1
     (run / "model.safetensors").write_bytes(content)
-    for verb in (("predict", run, "x.mp4"), ("evaluate", run)):
-        refused("model.safetensors: damaged since training", *verb)
+    for command in (("predict", run, "x.mp4"), ("evaluate", run)):
+        refused("model.safetensors: damaged since training", *command)
 
 
 @pytest.mark.parametrize("version", [None, "9"])
 def test_bundles_of_another_version(run, version):
     """The first bundles had no format."""
     save_with(run, format=version)
-    for verb in (("predict", run, "x.mp4"), ("evaluate", run)):
-        refused(f"of another version of Kinema (format {version or 1}, this version reads {FORMAT}); delete", *verb)
+    for command in (("predict", run, "x.mp4"), ("evaluate", run)):
+        refused(f"by another version of Kinema (format {version or 1}, this version reads {FORMAT}); delete", *command)
 
 
 @pytest.mark.parametrize("changes", [{"fingerprint": None}, {"checksum": None}, {"split": "{"}, {"kinds": "lstm"}])
 def test_changed_metadata(run, changes):
     save_with(run, **changes)
-    for verb in (("predict", run, "x.mp4"), ("evaluate", run)):
-        refused("model.safetensors: damaged since training", *verb)
+    for command in (("predict", run, "x.mp4"), ("evaluate", run)):
+        refused("model.safetensors: damaged since training", *command)
 
 
 def test_damage_to_other_files(run):

@@ -8,16 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.settings import build, flatten, to_yaml, yaml_differences
-from pipeline.cli import ARGUMENTS, VERBS, main
+from pipeline.cli import ARGUMENTS, COMMANDS, main
 from pipeline.config import OVERRIDABLE, Config, DataConfig
 
-from conftest import REPOSITORY, kinema, touch, write_video
+from conftest import REPOSITORY, kinema, quick_settings, touch, write_video
 
 
 def fails(code, message, *arguments):
@@ -27,7 +25,7 @@ def fails(code, message, *arguments):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The arguments with which the verbs were called, in place of their work."""
+    """The arguments with which the commands were called, in place of their work."""
     found = []
     for name in ("extract.extract", "train.train", "evaluate.evaluate", "predict.predict"):
         monkeypatch.setattr(f"pipeline.{name}", lambda **arguments: found.append(arguments))
@@ -36,19 +34,19 @@ def calls(monkeypatch):
 
 def test_help_lists_the_verbs(capsys):
     assert kinema("--help") == kinema("-h")
-    assert all(f"  {verb} " in kinema("--help")[0] for verb in VERBS)
+    assert all(f"  {command} " in kinema("--help")[0] for command in COMMANDS)
     assert kinema("--version") == ("kinema 0.1.0\n", "")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_shows_the_arguments_and_settings_of_a_verb(verb, capsys):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_arguments_and_settings_of_a_verb(command, capsys):
     with pytest.raises(SystemExit, match="0"):
-        main([verb, "--help"])
+        main([command, "--help"])
     text = capsys.readouterr().out
-    assert f"usage: kinema {verb}" in text and VERBS[verb] in text
-    assert all(name in text for verbs, name, _ in ARGUMENTS if name.startswith("--") and verb in verbs)
-    assert ("--decode.timeout FLOAT" in text and "(default: 60.0)" in text) == (verb != "store")
-    assert ("--head.hidden" in text) == (verb in ("extract", "train", "failures"))
+    assert f"usage: kinema {command}" in text and COMMANDS[command] in text
+    assert all(name in text for commands, name, _ in ARGUMENTS if name.startswith("--") and command in commands)
+    assert ("--decode.timeout FLOAT" in text and "(default: 60.0)" in text) == (command != "store")
+    assert ("--head.hidden" in text) == (command in ("extract", "train", "failures"))
 
 
 def test_help_imports_no_slow_library():
@@ -67,8 +65,8 @@ def test_the_page_of_settings_is_up_to_date():
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("", "unknown verb ''; see kinema --help"),
-        ("trian", "unknown verb 'trian'; did you mean 'train'?"),
+        ("", "unknown command ''; see kinema --help"),
+        ("trian", "unknown command 'trian'; did you mean 'train'?"),
         ("train --head.hiden 3", "unknown argument '--head.hiden'; did you mean 'head.hidden'?"),
         ("extract --retry-faild", "unknown argument '--retry-faild'; did you mean 'retry_failed'?"),
         ("train data", "unknown argument 'data'"),
@@ -89,8 +87,8 @@ def test_the_page_of_settings_is_up_to_date():
         ("evaluate none", "none: no such run"),
         ("predict run", "required: VIDEO"),
         ("predict run video --top many", "argument --top: invalid int value"),
-        ("predict . a.mp4 --top 0", "--top 0: a number of classes, 1 or more"),
-        ("predict . a.mp4 --top -1", "--top -1: a number of classes, 1 or more"),
+        ("predict . a.mp4 --top 0", "--top must be at least 1, got 0"),
+        ("predict . a.mp4 --top -1", "--top must be at least 1, got -1"),
         ("store lst", "argument action: invalid choice: 'lst'"),
         ("store list abc", "FINGERPRINT is for prune"),
         ("store --repair list", "--repair for verify"),
@@ -100,13 +98,13 @@ def test_wrong_arguments(command, message):
     fails(2, message, *command.split())
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "predict", "store"])
-def test_settings_that_a_run_fixes_are_refused(verb):
+@pytest.mark.parametrize("command", ["evaluate", "predict", "store"])
+def test_settings_that_a_run_fixes_are_refused(command):
     for name in [name for name in flatten(Config) if name.split(".")[0] in ("sampling", "head", "train", "runs")]:
-        values = {"evaluate": ["run"], "predict": ["run", "x.mp4"], "store": []}[verb]
-        fails(2, f"{name} cannot be changed here, only ", verb, f"--{name}", "1", *values)
-        with pytest.raises(ConfigError, match=f"{name} cannot be changed here"):
-            build(Config, None, {name: "1"}, OVERRIDABLE[verb])
+        values = {"evaluate": ["run"], "predict": ["run", "x.mp4"], "store": []}[command]
+        fails(2, f"{name} cannot be set here, only ", command, f"--{name}", "1", *values)
+        with pytest.raises(ConfigError, match=f"{name} cannot be set here"):
+            build(Config, None, {name: "1"}, OVERRIDABLE[command])
 
 
 def test_settings_that_a_run_does_not_fix_are_taken(calls):
@@ -269,18 +267,8 @@ def healthy(folder, clips=4):
     return folder
 
 
-def quick(folder):
-    """Settings for `folder/videos`, two frames per clip, with a small CNN of random weights that starts in no time."""
-    weights = folder / "cnn.safetensors"
-    if not weights.exists():
-        torch.manual_seed(0)
-        save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), weights)
-    places = ["--data.root", folder / "videos", "--store", folder / "store", "--runs", folder, "--tracking", "off"]
-    return [*places, "--sampling.frames", 2, "--backbone.model", "test_efficientnet", "--backbone.weights", weights]
-
-
 def extract(tmp_path, *more, code=0):
-    return kinema("extract", *quick(tmp_path), *more, code=code)
+    return kinema("extract", *quick_settings(tmp_path), *more, code=code)
 
 
 def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
@@ -299,7 +287,7 @@ def test_too_many_missing_clips_stop_training(tmp_path):
             if label == "Bad" and number < 6:
                 path.write_text("This is not a video.")
     extract(tmp_path)
-    settings = [*quick(tmp_path), "--run", "few", "--train.epochs", 1]
+    settings = [*quick_settings(tmp_path), "--run", "few", "--train.epochs", 1]
     _, error = kinema("train", *settings, code=1)
     assert "could not be read (Bad" in error and "--max-missing 0.05 allows 2." in error
     assert "could not be read (Bad" in kinema("train", *settings, "--max-missing", 0.5)[0]
@@ -311,7 +299,7 @@ def test_names_cannot_steer_the_terminal_or_break_the_report(tmp_path):
         for number in range(4):
             write_video(tmp_path / "videos" / name / f"{name.replace('|', '')}{number}.mp4", "libx264", frames=5)
     (tmp_path / "videos" / names[0] / "bad\x07.mp4").write_text("This is not a video.")
-    settings = [*quick(tmp_path), "--max-missing", 1]
+    settings = [*quick_settings(tmp_path), "--max-missing", 1]
     printed = [*kinema("extract", *settings), *kinema("train", *settings, "--run", "odd", "--train.epochs", 1)]
     printed += kinema("evaluate", tmp_path / "odd")
     printed += kinema("predict", tmp_path / "odd", tmp_path / "videos" / names[0] / "bad\x07.mp4", code=1)
@@ -335,7 +323,7 @@ def test_predict_answers_for_every_file(tmp_path, small_set, trained):
     assert (answers[str(good)]["frames"], answers[str(good)]["planned"]) == (6, 6)
     assert answers[str(cut_off)]["frames"] == 4
     assert "cut off.avi (damaged: 4 of 6 frames)\n" in kinema("predict", trained, cut_off)[0]
-    fails(2, f"{tmp_path}: a folder; name the files in it, such as {tmp_path}/*", "predict", trained, tmp_path)
+    fails(2, f"{tmp_path} is a folder; pass files, such as {tmp_path}/*", "predict", trained, tmp_path)
     top = answers[str(good)]["top"]
     assert (
         len(top) == 3 and 0 < top[0]["probability"] <= 1 and top[0]["label"] in ("Grow", "Shrink", "Appear", "Vanish")

@@ -54,14 +54,14 @@ def test_the_fraction_of_missing_clips_is_rounded_up(store, tmp_path, capsys):
     for clip in clips[:2]:
         store.path(store.key(clip)).unlink()
         store.record_failure(store.key(clip), clip, Failure("empty file"))
-    dataset = Dataset(clips, ["a", "b"], "given")
+    dataset = Dataset(clips, ["a", "b"], "predefined")
     assert [*find_clips(store, dataset, "train", 0.2)] == clips[2:]
     assert "train: 2 of 9 clips could not be read (a 1, b 1)" in capsys.readouterr().out
     with pytest.raises(KinemaError, match=r"--max-missing 0\.05 allows 1.*kinema failures"):
         find_clips(store, dataset, "train", 0.05)
-    assert len(find_clips(store, Dataset(clips[1:], ["a", "b"], "given"), "train", 0.05)) == 7
+    assert len(find_clips(store, Dataset(clips[1:], ["a", "b"], "predefined"), "train", 0.05)) == 7
     with pytest.raises(KinemaError, match="--max-missing 0 allows 0"):
-        find_clips(store, Dataset(clips[1:], ["a", "b"], "given"), "train", 0)
+        find_clips(store, Dataset(clips[1:], ["a", "b"], "predefined"), "train", 0)
 
 
 def test_all_damaged_entries_are_found_at_once(store, tmp_path):

@@ -11,7 +11,7 @@ from pipeline.config import DecodeConfig
 from pipeline.video.decode import decode_clip
 from pipeline.video.decord_reader import read_decord
 from pipeline.video.pyav_reader import read_pyav
-from pipeline.video.sampling import plan_instants
+from pipeline.video.sampling import sample_indices
 from pipeline.video.timestamps import DecodeError, read_table
 
 from conftest import painted_number, remux, write_video
@@ -60,11 +60,11 @@ def videos(tmp_path_factory):
 @pytest.mark.parametrize("frames", [5, 16, 60])
 def test_every_sampled_frame_is_right(videos, name, frames):
     table = read_table(videos[name])
-    plan = plan_instants(table.times_N - table.times_N[0], frames)
+    plan = sample_indices(table.times_N - table.times_N[0], frames)
     found, pixels = read_pyav(videos[name], table, plan, 2**25)
     assert numbers(pixels) == list(found) == list(np.unique(plan))
     if name in NOT_BY_DECORD:
-        with pytest.raises(DecodeError, match="unreliable here"):
+        with pytest.raises(DecodeError, match="not used: "):
             read_decord(videos[name], table, plan)
     else:
         assert numbers(by_decord(videos[name], table, plan)) == list(plan)
@@ -124,7 +124,7 @@ def test_pts_are_seconds_from_the_first_frame(videos):
 def test_a_segment_is_cut_by_time(videos):
     clip = decode_clip(videos["h264_uneven.mp4"], 4, start=1.0, end=2.0)
     assert ((clip.pts >= 1.0) & (clip.pts < 2.0)).all() and len(clip.pts) == 4
-    with pytest.raises(DecodeError, match="no frame between"):
+    with pytest.raises(DecodeError, match="no frame from 100 s to 101 s"):
         decode_clip(videos["h264.mp4"], 4, start=100.0, end=101.0)
 
 
@@ -236,22 +236,22 @@ def test_damage_never_makes_decord_give_another_frame(videos, tmp_path_factory, 
         assert np.array_equal(clip.frames, shown[clip.indices])
 
 
-def test_a_frame_that_decord_complains_about_is_rejected(videos, tmp_path):
+def test_a_frame_that_decord_warns_about_is_rejected(videos, tmp_path):
     """Single bits are flipped in the middle of a file, each in a frame of its own. Decord does not notice frames that
     FFmpeg drops without a message, for a bit in their header."""
     content = videos["h264.mp4"].read_bytes()
     path = tmp_path / "turned.mp4"
-    complaints = 0
+    warnings = 0
     for place in range(len(content) // 4, len(content) // 2, 40):
         path.write_bytes(content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :])
         try:
             clip = decode_clip(path, 40, decoders=("decord",))
         except DecodeError as error:
-            complaints += "complains" in str(error)
+            warnings += "decoder warning" in str(error)
         else:
             found, _ = read_pyav(path, read_table(path), clip.indices, 2**25)
             assert numbers(clip.frames) == list(clip.indices) or len(found) < len(clip.indices)
-    assert complaints
+    assert warnings
 
 
 class WithAnotherClock(decord.VideoReader):
@@ -267,7 +267,8 @@ class GivesTheFirstTwice(decord.VideoReader):
 
 
 @pytest.mark.parametrize(
-    ("reader", "reason"), [(WithAnotherClock, "time table differs"), (GivesTheFirstTwice, "one frame for several")]
+    ("reader", "reason"),
+    [(WithAnotherClock, "time table differs"), (GivesTheFirstTwice, "consecutive frames are equal")],
 )
 def test_decord_is_rejected_where_it_contradicts_the_packets(videos, monkeypatch, reader, reason):
     plain = decode_clip(videos["h264.mp4"], 16)
@@ -280,9 +281,9 @@ def test_decord_is_rejected_where_it_contradicts_the_packets(videos, monkeypatch
 
 
 def test_limits(videos):
-    with pytest.raises(DecodeError, match=r"frames of 192x96 are over the limit decode\.max_pixels"):
+    with pytest.raises(DecodeError, match=r"frame size 192x96 exceeds decode\.max_pixels"):
         decode_clip(videos["h264.mp4"], 4, config=DecodeConfig(max_pixels=10_000))
-    with pytest.raises(DecodeError, match=r"3582 s are over the limit decode\.max_duration"):
+    with pytest.raises(DecodeError, match=r"duration 3582 s exceeds decode\.max_duration"):
         decode_clip(videos["an_hour.mp4"], 4, config=DecodeConfig(max_duration=600))
 
 

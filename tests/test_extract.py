@@ -1,4 +1,4 @@
-"""Extraction as a user runs it, and the verbs `failures` and `store`."""
+"""Extraction as a user runs it, and the commands `failures` and `store`."""
 
 import json
 import os
@@ -17,14 +17,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline import extract as verb
+from pipeline import extract as command
 from pipeline.config import BackboneConfig, Config, DecodeConfig, SamplingConfig
 from pipeline.data.clip import Clip
 from pipeline.features.backbone import Backbone
 from pipeline.features.extraction import clip_features
 from pipeline.features.store import FeatureStore
 
-from conftest import REPOSITORY, kinema, write_csv, write_video
+from conftest import REPOSITORY, kinema, quick_settings, write_csv, write_video
 
 
 def fails(code, message, *arguments):
@@ -38,23 +38,13 @@ def healthy(folder, clips=4, longer=0):
     return folder
 
 
-def quick(folder):
-    """Settings for `folder/videos`, two frames per clip, with a small CNN of random weights."""
-    weights = folder / "cnn.safetensors"
-    if not weights.exists():
-        torch.manual_seed(0)
-        save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), weights)
-    places = ["--data.root", folder / "videos", "--store", folder / "store"]
-    return [*places, "--sampling.frames", 2, "--backbone.model", "test_efficientnet", "--backbone.weights", weights]
-
-
 def config_of(folder):
     backbone = BackboneConfig(model="test_efficientnet", weights=folder / "cnn.safetensors")
     return Config(store=folder / "store", sampling=SamplingConfig(frames=2), backbone=backbone)
 
 
 def extract(folder, *more, code=0):
-    return kinema("extract", *quick(folder), *more, code=code)
+    return kinema("extract", *quick_settings(folder), *more, code=code)
 
 
 def start(*arguments):
@@ -99,7 +89,7 @@ def test_processes_at_the_same_time_compute_each_clip_once(tmp_path):
     paths = sorted((tmp_path / "videos" / "Good").iterdir())
     keys = [store.key(Clip(id="", path=path, label="", group="")) for path in paths]
     assert all(store.claim(key) for key in keys)
-    settings = quick(tmp_path)
+    settings = quick_settings(tmp_path)
     processes = [start("extract", *settings), start("extract", *settings, "--data.root", tmp_path / "elsewhere")]
     for process in processes:
         assert any("8 clips, 1 classes" in line for line in iter(process.stdout.readline, ""))
@@ -141,7 +131,7 @@ def test_a_copy_of_the_same_size_and_time_with_other_content_is_another_clip(tmp
 
 def test_a_file_that_changes_meanwhile_gets_no_features(tmp_path, monkeypatch):
     healthy(tmp_path / "videos")
-    compute = verb.clip_features
+    compute = command.clip_features
 
     def change(clips, *more):
         for clip, outcome in compute(clips, *more):
@@ -149,7 +139,7 @@ def test_a_file_that_changes_meanwhile_gets_no_features(tmp_path, monkeypatch):
             yield clip, outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(verb, "clip_features", change)
+        patch.setattr(command, "clip_features", change)
         assert "none of 4 clips could be read" in extract(tmp_path, code=1)[1]
     assert not entries(tmp_path / "store")
     assert "1 done, 3 skipped, 0 failed" in extract(tmp_path)[0]
@@ -180,7 +170,7 @@ def test_failed_clips_are_tried_again_only_on_request(tmp_path):
         "0 done, 7 skipped, 0 failed" in again and "3 of the skipped clips failed before. Use --retry-failed" in again
     )
     assert "0 done, 4 skipped, 3 failed" in extract(tmp_path, "--retry-failed")[0]
-    assert "1 x empty file\n    Bad/empty.avi\n" in kinema("failures", *quick(tmp_path))[0]
+    assert "1 x empty file\n    Bad/empty.avi\n" in kinema("failures", *quick_settings(tmp_path))[0]
     (bad / "truncated.mp4").write_bytes(whole)
     assert "1 done, 6 skipped, 0 failed" in extract(tmp_path)[0]
 
@@ -191,7 +181,7 @@ def test_files_that_cannot_be_opened_fail_in_every_run(tmp_path):
     (tmp_path / "videos" / "Good" / "dangling.avi").symlink_to("nowhere")
     for _ in range(2):
         assert re.search(r"\d done, \d skipped, 2 failed", extract(tmp_path)[0])
-    failures, _ = kinema("failures", *quick(tmp_path))
+    failures, _ = kinema("failures", *quick_settings(tmp_path))
     assert "1 x not a regular file" in failures and "1 x No such file or directory" in failures
 
 
@@ -218,7 +208,7 @@ def test_failures_are_grouped_and_can_be_examined(tmp_path):
     cut_off = write_video(tmp_path / "videos" / "Good" / "cut.avi", "mpeg4")
     cut_off.write_bytes(cut_off.read_bytes()[: int(cut_off.stat().st_size * 0.8)])
     assert "5 done (1 partial), 0 skipped, 3 failed" in extract(tmp_path)[0]
-    out, _ = kinema("failures", *quick(tmp_path))
+    out, _ = kinema("failures", *quick_settings(tmp_path))
     assert "1 clips are partial: damage left fewer frames than planned\n    Good/cut.avi: 1 of 2\n" in out
     assert "3 of 8 clips could not be read" in out and "3 x Invalid data" in out
     assert f"kinema failures --data.root {tmp_path / 'videos'}" in out and "--clip=Good/text0.avi" in out
@@ -227,12 +217,12 @@ def test_failures_are_grouped_and_can_be_examined(tmp_path):
     numbered.write_text(json.dumps(json.loads(numbered.read_text()) | {"reason": "7 bytes"}))
     empty.write_text("{}")
     damaged.write_text('{"reas')
-    out, _ = kinema("failures", *quick(tmp_path))
+    out, _ = kinema("failures", *quick_settings(tmp_path))
     assert "1 of 8 clips could not be read" in out and "1 x 7 bytes" in out
-    out, _ = kinema("failures", *quick(tmp_path), "--clip", "Good/0.mp4")
+    out, _ = kinema("failures", *quick_settings(tmp_path), "--clip", "Good/0.mp4")
     assert "decord: 2 of 2 frames" in out and "pyav: 2 of 2 frames, 192x96" in out
-    assert kinema("failures", *quick(tmp_path), "--clip", "Good/text0.avi")[0].count("Invalid data") == 2
-    fails(2, "no such clip", "failures", *quick(tmp_path), "--clip", "Good/none.avi")
+    assert kinema("failures", *quick_settings(tmp_path), "--clip", "Good/text0.avi")[0].count("Invalid data") == 2
+    fails(2, "no such clip", "failures", *quick_settings(tmp_path), "--clip", "Good/none.avi")
 
 
 def test_the_store_is_listed_verified_repaired_and_pruned(tmp_path):
@@ -265,9 +255,9 @@ def test_an_old_store_is_an_error_in_one_line(tmp_path):
     shutil.copytree(healthy(tmp_path / "videos") / "Good", tmp_path / "videos" / "Bad")
     (tmp_path / "store" / "0123456789abcdef").mkdir(parents=True)
     (tmp_path / "store" / "0123456789abcdef" / "manifest.json").write_text('{"format": 3, "backbone": {}}')
-    message = "a feature store of an earlier version; delete it, or name another with --store"
+    message = "store of an earlier version; delete it, or name another with --store"
     assert message in extract(tmp_path, code=1)[1].splitlines()[-1]
-    fails(1, message, "train", *quick(tmp_path))
+    fails(1, message, "train", *quick_settings(tmp_path))
     fails(1, message, "store", "--store", tmp_path / "store")
 
 

@@ -110,7 +110,7 @@ def test_videos_outside_of_class_folders_are_reported(tmp_path, capsys):
 def test_folder_with_given_splits(tmp_path):
     touch(tmp_path, *(f"{split}/a/{split}{n}.mp4" for split in ("train", "val", "test") for n in range(3)))
     dataset = load_dataset(DataConfig(root=tmp_path))
-    assert dataset.split == "given" and [clip.id for clip in dataset.of("val")] == [
+    assert dataset.split == "predefined" and [clip.id for clip in dataset.of("val")] == [
         f"val/a/val{n}.mp4" for n in range(3)
     ]
 
@@ -225,7 +225,7 @@ def test_common_names_of_splits(tmp_path, train, test, inside):
             place = f"{label}/{folder}" if inside else f"{folder}/{label}"
             touch(tmp_path, *(f"{place}/{label}_{folder}{number}.mp4" for number in range(4)))
     dataset = load_dataset(DataConfig(root=tmp_path))
-    assert (dataset.classes, dataset.split) == (["run", "walk"], "given")
+    assert (dataset.classes, dataset.split) == (["run", "walk"], "predefined")
     assert len(dataset.of("test")) == 8 and all(f"_{test}" in clip.id for clip in dataset.of("test"))
 
 

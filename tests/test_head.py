@@ -46,14 +46,14 @@ def test_only_the_mean_is_blind_to_order():
     for kind in KINDS:
         head = make_head(kind)
         difference = (head.logits(frames, lengths) - head.logits(frames.flip(1), lengths)).abs().amax((1, 2))
-        for name, value in zip(head.paths, difference.tolist(), strict=True):
+        for name, value in zip(head.branches, difference.tolist(), strict=True):
             assert (value < 1e-5) == (name == "mean"), name
 
 
 @pytest.mark.parametrize("kind", SEQUENCE)
 def test_the_sequence_model_reads_every_frame(kind):
     head, frames, lengths = make_head(kind), frames_of(16), torch.tensor([16])
-    *linear, sequence = head.paths.values()
+    *linear, sequence = head.branches.values()
     before = sequence(frames, lengths)
     for number in range(16):
         other = frames.clone()
@@ -61,8 +61,8 @@ def test_the_sequence_model_reads_every_frame(kind):
         assert (sequence(other, lengths) - before).abs().max() > 1e-4
     order = torch.arange(16).view(4, 4).flip(1).flatten()  # Reversed within each segment of the pyramid.
     assert (sequence(frames[:, order], lengths) - before).abs().max() > 1e-4
-    for path in linear:
-        torch.testing.assert_close(path(frames[:, order], lengths), path(frames, lengths))
+    for branch in linear:
+        torch.testing.assert_close(branch(frames[:, order], lengths), branch(frames, lengths))
 
 
 @pytest.mark.parametrize("kind", SEQUENCE)
@@ -72,8 +72,8 @@ def test_dropout_is_for_training_only(kind, dropout):
     assert torch.equal(head(frames, lengths), head(frames, lengths))
     head.train()
     assert torch.equal(head(frames, lengths), head(frames, lengths)) == (dropout == 0)
-    path = [*head.paths.values()][-1]
-    for inner, size in ((path.project, MOTION), (path.classify, path.classify[-1].in_features)):
+    branch = [*head.branches.values()][-1]
+    for inner, size in ((branch.project, MOTION), (branch.classify, branch.classify[-1].in_features)):
         values = torch.randn(1, size)
         assert torch.equal(inner(values), inner(values)) == (dropout == 0)
 
@@ -82,13 +82,13 @@ def test_a_head_adds_weighted_log_probabilities():
     head, frames, lengths = make_head("bilstm"), frames_of(8, clips=3), torch.tensor([8, 8, 5])
     head.weights.copy_(torch.tensor([2.0, 0.3, 0.1, 1.0]))
     expected = sum(
-        weight * path(frames, lengths).log_softmax(-1)
-        for weight, path in zip(head.weights, head.paths.values(), strict=True)
+        weight * branch(frames, lengths).log_softmax(-1)
+        for weight, branch in zip(head.weights, head.branches.values(), strict=True)
     )
     torch.testing.assert_close(head(frames, lengths), expected)
     parts = head.baselines()
     assert [*parts] == ["pyramid", "mean"]
-    torch.testing.assert_close(parts["mean"].logits(frames, lengths)[0], head.paths["mean"](frames, lengths))
+    torch.testing.assert_close(parts["mean"].logits(frames, lengths)[0], head.branches["mean"](frames, lengths))
 
 
 def test_the_reduction_is_a_pca_that_ignores_padding():

@@ -91,17 +91,17 @@ def test_a_set_without_training_clips_is_refused(tmp_path):
 def test_classes_without_clips_in_a_split_are_named(tmp_path, capsys):
     rows = [("path", "label", "split"), ("0.mp4", "a", "train"), ("1.mp4", "a", "train"), ("2.mp4", "b", "test")]
     touch(tmp_path, *(f"{number}.mp4" for number in range(6)))
-    with pytest.raises(KinemaError, match=r"The train split has no clip of .*: b 1\."):
+    with pytest.raises(KinemaError, match=r"Classes without train clips .*: b 1\."):
         load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
     rows += [("3.mp4", "c", "train"), ("4.mp4", "b", "train"), ("5.mp4", "c", "train")]
     load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
     output = capsys.readouterr().out
-    assert re.search(r"Warning: The test split has no clip of .*: a 2, c 2\.", output)
-    assert re.search(r"Warning: The val split has no clip of .*: b 2\.", output)
+    assert re.search(r"Warning: Classes without test clips .*: a 2, c 2\.", output)
+    assert re.search(r"Warning: Classes without val clips .*: b 2\.", output)
     rows = [(*row[:2], "train" if row[2] == "test" else row[2]) for row in rows]
     load_dataset(DataConfig(root=tmp_path, lists=write_csv(tmp_path / "list.csv", *rows)))
     output = capsys.readouterr().out
-    assert re.search(r"The test split has no clip of .*: a 2, b 2, c 2\. Add some\.", output)
+    assert re.search(r"Classes without test clips .*: a 2, b 2, c 2\. Add clips\.", output)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -240,7 +240,7 @@ def test_the_last_extraction_with_the_same_settings_is_found(tmp_path, store):
 def test_the_manifest_and_the_cnn_are_written_once_and_repaired(store):
     manifest, cnn = store.folder / "manifest.json", store.backbone_file
     content, inodes = (manifest.read_bytes(), cnn.read_bytes()), (manifest.stat().st_ino, cnn.stat().st_ino)
-    assert json.loads(content[0])["sampling"] == {"frames": 16} and content[1] == backbone().saved()
+    assert json.loads(content[0])["sampling"] == {"frames": 16, "rate": None} and content[1] == backbone().saved()
     assert json.loads(content[0])["cosine_to_fp32"] == {ENGINE: 0.9999}
     prepare(store.folder.parent)
     assert (manifest.stat().st_ino, cnn.stat().st_ino) == inodes

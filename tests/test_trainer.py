@@ -5,8 +5,8 @@ from pipeline.base.errors import KinemaError
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.models.heads import KINDS, Head
 from pipeline.runs.dataset import ClipSet
-from pipeline.runs.stacking import path_logs, stack
-from pipeline.runs.trainer import fit, path_losses, schedule
+from pipeline.runs.stacking import branch_log_probs, fit_weights
+from pipeline.runs.trainer import branch_losses, fit, schedule
 
 WIDTH = 4
 DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
@@ -51,8 +51,8 @@ def test_label_smoothing_bounds_the_confidence(smoothing):
 
 def test_the_loss_is_that_of_pytorch():
     logits, labels = torch.randn(2, 7, 4), torch.randint(0, 4, (7,))
-    ours = path_losses(logits, labels, torch.zeros(4), 0.2)
-    theirs = [torch.nn.functional.cross_entropy(path, labels, label_smoothing=0.2) for path in logits]
+    ours = branch_losses(logits, labels, torch.zeros(4), 0.2)
+    theirs = [torch.nn.functional.cross_entropy(branch, labels, label_smoothing=0.2) for branch in logits]
     torch.testing.assert_close(ours, torch.stack(theirs))
 
 
@@ -110,11 +110,11 @@ def test_one_step_trains():
         train("mean", TrainConfig(epochs=1, batch_size=8, learning_rate=rate), clips) for rate in (0.01, 1e-12)
     )
     assert history[0]["learning_rate"] > 0
-    assert not torch.allclose(head.paths["mean"].linear.weight, start.paths["mean"].linear.weight, atol=1e-3)
+    assert not torch.allclose(head.branches["mean"].linear.weight, start.branches["mean"].linear.weight, atol=1e-3)
 
 
 class Known(torch.nn.Module):
-    """A path that returns fixed logits, by the number in the first feature."""
+    """A branch that returns fixed logits, by the number in the first feature."""
 
     def __init__(self, logits):
         super().__init__()
@@ -124,18 +124,18 @@ class Known(torch.nn.Module):
         return self.logits[frames_NTF[:, 0, 0].long()]
 
 
-@pytest.mark.parametrize(("kind", "paths"), [("pyramid", 3), ("bilstm", 4)])
-def test_stacking_finds_the_path_that_knows(kind, paths):
+@pytest.mark.parametrize(("kind", "branches"), [("pyramid", 3), ("bilstm", 4)])
+def test_stacking_finds_the_branch_that_knows(kind, branches):
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (300,))
     clips = clips_of(torch.arange(300.0).view(300, 1, 1).expand(-1, -1, 12), labels)
     head = Head.build((WIDTH, WIDTH), 3, HeadConfig(kind=kind))
     right = torch.nn.functional.one_hot(labels, 3) * 1.0 + 0.3 * torch.randn(300, 3)
-    for name in head.paths:
-        head.paths[name] = Known(2 * torch.randn(300, 3))
-    head.paths["mean"] = Known(right)
-    logs = path_logs(head, clips)
-    weights = stack(logs, labels)
-    assert len(weights) == paths and weights[0] > 1.5 and weights[1:].max() < 0.1
-    few = stack(logs[:, :2], labels[:2])  # Two clips say little.
-    assert (few - 1 / paths).abs().max() < 0.5
+    for name in head.branches:
+        head.branches[name] = Known(2 * torch.randn(300, 3))
+    head.branches["mean"] = Known(right)
+    logs = branch_log_probs(head, clips)
+    weights = fit_weights(logs, labels)
+    assert len(weights) == branches and weights[0] > 1.5 and weights[1:].max() < 0.1
+    few = fit_weights(logs[:, :2], labels[:2])  # Two clips say little.
+    assert (few - 1 / branches).abs().max() < 0.5

@@ -78,10 +78,10 @@ def test_arrays_arrive_unchanged():
 def test_hangs_and_crashes_cost_only_their_own_job(workers):
     jobs = [1, "hang", 2, "crash", 3, "raise", "unreadable", 4, "hoard", "exit"]
     began = time.monotonic()
-    outcomes = dict(run_isolated(work, jobs, workers, timeout=4, memory_limit=1))
+    outcomes = dict(run_isolated(work, jobs, workers, timeout=5, memory_limit=1))
     assert outcomes == {
         **{job: job * 2 for job in (1, 2, 3, 4)},
-        "hang": Failure("timeout after 4 s (decode.timeout)"),
+        "hang": Failure("timeout after 5 s (decode.timeout)"),
         "crash": Failure("killed by signal 11"),
         "exit": Failure("decoder exited with 3"),
         "raise": Failure("a reason"),
@@ -93,7 +93,7 @@ def test_hangs_and_crashes_cost_only_their_own_job(workers):
 
 @pytest.mark.parametrize("job", ["hang", "crash"])
 def test_a_job_that_ends_its_process_is_retried_with_the_fallback(job):
-    assert dict(run_isolated(work, [job, 5], 1, timeout=2, fallback=answer)) == {job: "second way", 5: 10}
+    assert dict(run_isolated(work, [job, 5], 1, timeout=4, fallback=answer)) == {job: "second way", 5: 10}
 
 
 def test_a_job_whose_process_is_killed_is_retried(tmp_path):

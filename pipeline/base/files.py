@@ -33,7 +33,7 @@ def checksum(arrays: dict[str, np.ndarray], metadata_text: str) -> str:
 
 
 def read_content(path: Path) -> tuple[int, int, str]:
-    """Return a file's size in bytes, time of change in ns, and SHA-256; raises OSError if it is not a regular file or
+    """Return a file's size in bytes, modification time in ns, and SHA-256; raises OSError if it is no regular file or
     changes meanwhile."""
     if not stat.S_ISREG(path.stat().st_mode):  # Reading a pipe would never end.
         raise OSError(0, "not a regular file")

@@ -49,7 +49,7 @@ def build(cls: type, file: Path | None, overrides: dict[str, Any], allowed: tupl
         if name not in known:
             raise ConfigError(f"{where}: unknown setting '{name}'{nearest(cls.RENAMED.get(name, name), known)}")
         if allowed is not None and name in overrides and not is_among(name, allowed):
-            raise ConfigError(f"{name} cannot be changed here, only {', '.join(allowed)}")
+            raise ConfigError(f"{name} cannot be set here, only {', '.join(allowed)}")
         section, _, leaf = name.rpartition(".")
         node = nested.setdefault(section, {}) if section else nested
         node[leaf] = None if value in (None, "", "~", "null") else os.path.expanduser(str(value))

@@ -19,7 +19,7 @@ CSV_COLUMNS = "path", "label", "group", "split", "start", "end"  # The first two
 
 
 def read_clips(config: DataConfig) -> tuple[list[Clip], list[str], int | str]:
-    """Return clips, classes in the order of the logits, and the number of the official split, else 'given'."""
+    """Return clips, classes in the order of the logits, and the number of the official split, else 'predefined'."""
     root, lists = config.root, config.lists
     if not root.is_dir():
         raise ConfigError(f"data.root: no such folder: {root.absolute()}")
@@ -42,7 +42,7 @@ def read_clips(config: DataConfig) -> tuple[list[Clip], list[str], int | str]:
         raise KinemaError(f"{lists}: {listed}: {summarize(absent)}; {remedy}")
     if twice := [name for name, count in Counter(clip.id for clip in clips).items() if count > 1]:
         raise KinemaError(f"{lists or root}: listed more than once: {summarize(twice)}")
-    return clips, classes or sorted({clip.label for clip in clips}), config.split if official else "given"
+    return clips, classes or sorted({clip.label for clip in clips}), config.split if official else "predefined"
 
 
 def read_csv(root: Path, file: Path) -> list[Clip]:

@@ -17,7 +17,7 @@ from pipeline.data.formats import read_clips
 class Dataset:
     clips: list[Clip]
     classes: list[str]  # In the order of the logits.
-    split: int | str  # An official number, 'given', or 'by group, seed 0'.
+    split: int | str  # An official number, 'predefined', or 'by group, seed 0'.
 
     def of(self, split: str) -> list[Clip]:
         return [clip for clip in self.clips if clip.split == split]
@@ -87,8 +87,8 @@ def _check_classes(clips: list[Clip], classes: list[str], groups: Counter[str], 
     for split in ("train", "val", "test"):
         absent = sorted({*classes} - {clip.label for clip in clips if clip.split == split})
         counts = summarize([f"{name} {groups[name]}" for name in absent], 8)
-        remedy = "Add recordings (three per class), or try another --data.split_seed" if split in made else "Add some"
-        message = f"The {split} split has no clip of these classes (with their recordings): {counts}. {remedy}."
+        remedy = "Add recordings (three per class), or try another --data.split_seed" if split in made else "Add clips"
+        message = f"Classes without {split} clips (number of recordings): {counts}. {remedy}."
         if absent and split == "train":
             raise KinemaError(message)
         if absent:

@@ -109,7 +109,7 @@ class Grid(nn.Module):
         super().__init__()
         self.model = model
         if len(getattr(model, "feature_info", ())) < STAGES or not hasattr(model, "forward_intermediates"):
-            raise ConfigError("backbone.view: this model does not return its stages; use pooled")
+            raise ConfigError("backbone.view: this model has no intermediate features; use --backbone.view pooled")
         channels = sum(stage["num_chs"] for stage in model.feature_info[-STAGES:])
         kept = (SIZE - 1) * model.head_hidden_size // CELLS**2
         # RandomState: its numbers are the same in every version of NumPy.

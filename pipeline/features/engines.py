@@ -33,7 +33,7 @@ def choose(config: BackboneConfig, device: torch.device) -> tuple[str, str]:
     if engine == "openvino" and not on_cpu:
         raise ConfigError("backbone.engine: openvino runs on the CPU only; use --device cpu or --backbone.engine torch")
     if engine == "openvino" and not installed:
-        raise ConfigError("backbone.engine: openvino is not installed: pip install 'kinema[openvino]'")
+        raise ConfigError("backbone.engine: openvino is not installed; pip install openvino")
     if on_cpu and precision not in ("fp32", "bf16" if engine == "openvino" else "fp32"):
         raise ConfigError(f"backbone.precision: {engine} has no {precision} on a CPU; use auto or fp32")
     return engine, precision

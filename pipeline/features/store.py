@@ -24,17 +24,17 @@ from pipeline.data.clip import Clip, segment_of
 from pipeline.features.entry import ClipFeatures, DamagedEntry, Header, encode_entry, read_entry, read_header
 from pipeline.video.workers import Failure
 
-FORMAT = 4  # Counts up when the same settings begin to give other numbers.
+FORMAT = 4  # Increment when the same settings give other features.
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """Return the settings that decide the numbers. `Backbone.identity` is what the loaded CNN adds."""
+    """Return the settings that determine the features. `Backbone.identity` is what the loaded CNN adds."""
     backbone = {name: getattr(config.backbone, name) for name in ("model", "crop", "view", "precision")}
     return {"format": FORMAT, "extractor": "frame-cnn", **backbone, "sampling": dataclasses.asdict(config.sampling)}
 
 
 def fingerprint(config: Config, backbone: Any) -> str:
-    """Return the name of the folder: a digest of everything that decides the numbers."""
+    """Return the name of the folder: a digest of everything that determines the features."""
     text = json.dumps(settings_of(config) | backbone.identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -47,15 +47,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return {}
 
 
-def require_new_layout(root: Path) -> None:
-    """Check that a store does not hold only folders of an earlier version."""
+def check_store_format(root: Path) -> None:
+    """Raise a KinemaError if a store has only folders of earlier versions."""
     formats = {read_manifest(path).get("format") for path in root.glob("*/manifest.json")}
     if formats and formats <= {1, 2, 3}:
-        raise KinemaError(f"{root}: a feature store of an earlier version; delete it, or name another with --store")
+        raise KinemaError(f"{root}: store of an earlier version; delete it, or name another with --store")
 
 
 class ContentIndex:
-    """Cache of file contents, one per machine: path -> SHA-256, valid for the same size and time of change."""
+    """Cache of file contents, one per machine: path -> SHA-256, valid for the same size and modification time."""
 
     def __init__(self, store: Path):
         self.path = store / "index" / f"{socket.gethostname()}.jsonl"
@@ -97,7 +97,7 @@ class FeatureStore:
     @classmethod
     def last(cls, config: Config) -> "FeatureStore":
         """Return the store of the last extraction with these settings, without loading the CNN."""
-        require_new_layout(config.store)
+        check_store_format(config.store)
         wanted, weights = settings_of(config), config.backbone.weights and read_content(config.backbone.weights)[2]
         manifests = {path: read_manifest(path) for path in config.store.glob("*/manifest.json")}
         fitting = [path for path, manifest in manifests.items() if wanted.items() <= manifest.items()]
@@ -109,7 +109,7 @@ class FeatureStore:
     @classmethod
     def prepare(cls, config: Config, backbone: Any) -> "FeatureStore":
         """Return the store for writers, with its manifest and its CNN, a `Backbone`, which takes seconds to import."""
-        require_new_layout(config.store)
+        check_store_format(config.store)
         store = cls(config.store / fingerprint(config, backbone), config.decode.min_readable)
         manifest = store.folder / "manifest.json"
         known, weights = read_manifest(manifest), config.backbone.weights and read_content(config.backbone.weights)[2]

@@ -1,7 +1,7 @@
 """Heads: reduced frames of a clip -> logits.
 
-A head has paths, each a classifier of its own that is trained with its own loss. Their weighted log-probabilities are
-added. So a head contains its baselines: `mean` and `pyramid` are paths of every sequence head.
+A head has branches, each a classifier that is trained with its own loss. Their weighted log-probabilities are added. So
+a head contains its baselines: `mean` and `pyramid` are branches of every sequence head.
 """
 
 import math
@@ -14,7 +14,7 @@ from pipeline.models.reduction import frame_mask, segment_means
 
 
 class Mean(nn.Module):
-    """Linear layer on the components of the average frame: what can be known without time."""
+    """Linear layer on the components of the average frame: no temporal information."""
 
     def __init__(self, widths: tuple[int, int], classes: int, config: HeadConfig):
         super().__init__()
@@ -55,7 +55,7 @@ class Motion(Pyramid):
 class Sequence(nn.Module):
     """A sequence model that reads the motion of every sampled frame; its states are averaged over time.
 
-    Subclasses `build` the model and return the width of its `states`, which they compute from inputs [N,T,hidden].
+    Subclasses implement `build`, which returns the width of the states, and `states`, from inputs [N,T,hidden].
     """
 
     def __init__(self, widths: tuple[int, int], classes: int, config: HeadConfig):
@@ -141,25 +141,25 @@ KINDS = {"mean": {"mean": Mean}, "pyramid": LINEAR, **{kind: {**LINEAR, kind: SE
 class Head(nn.Module):
     """Paths, and the weight of each in the sum of their log-probabilities."""
 
-    def __init__(self, paths: dict[str, nn.Module]):
+    def __init__(self, branches: dict[str, nn.Module]):
         super().__init__()
-        self.paths = nn.ModuleDict(paths)
-        self.register_buffer("weights", torch.full((len(paths),), 1 / len(paths)))
+        self.branches = nn.ModuleDict(branches)
+        self.register_buffer("weights", torch.full((len(branches),), 1 / len(branches)))
 
     @classmethod
     def build(cls, widths: tuple[int, int], classes: int, config: HeadConfig) -> "Head":
         """Create the head of the configured kind for frames of `Reduction.widths`."""
-        return cls({name: path(widths, classes, config) for name, path in KINDS[config.kind].items()})
+        return cls({name: branch(widths, classes, config) for name, branch in KINDS[config.kind].items()})
 
     def baselines(self) -> dict[str, "Head"]:
-        """Return the simpler heads that this one contains, by kind; they share its paths."""
-        kinds = [kind for kind in ("pyramid", "mean") if {*KINDS[kind]} < {*self.paths}]
-        return {kind: Head({name: self.paths[name] for name in KINDS[kind]}) for kind in kinds}
+        """Return the simpler heads that this one contains, by kind; they share its branches."""
+        kinds = [kind for kind in ("pyramid", "mean") if {*KINDS[kind]} < {*self.branches}]
+        return {kind: Head({name: self.branches[name] for name in KINDS[kind]}) for kind in kinds}
 
     def logits(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Return the logits of each path, [P,N,C]."""
-        return torch.stack([path(frames_NTF, lengths_N) for path in self.paths.values()])
+        """Return the logits of each branch, [P,N,C]."""
+        return torch.stack([branch(frames_NTF, lengths_N) for branch in self.branches.values()])
 
     def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Return the weighted sum of the paths' log-probabilities, [N,C]."""
+        """Return the weighted sum of the branches' log-probabilities, [N,C]."""
         return (self.logits(frames_NTF, lengths_N).log_softmax(-1) * self.weights[:, None, None]).sum(0)

@@ -33,7 +33,7 @@ from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
 from pipeline.runs.dataset import find_clips
 
-FORMAT = "2"  # Counts up when an older bundle can no longer be read.
+FORMAT = "3"  # Increment when older bundles can no longer be read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # File names need not be valid text.
 
 
@@ -45,15 +45,15 @@ class Bundle:
         self.clips_file, self.history_file = folder / "clips.csv", folder / "history.json"
 
     @classmethod
-    def load(cls, folder: Path, overrides: dict[str, Any], verb: str) -> tuple["Bundle", Config, torch.device, dict]:
-        """Check a run and load its classifiers, with the settings that a verb can change."""
+    def load(cls, folder: Path, overrides: dict[str, Any], command: str) -> tuple["Bundle", Config, torch.device, dict]:
+        """Check a run and load its classifiers, with the settings that a command can change."""
         bundle = cls(folder)
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such run; `kinema train` makes one, such as data/runs/demo")
         if missing := bundle.missing():
             raise KinemaError(f"{folder}: {missing[0]} is missing: training did not finish; run it again")
         bundle.metadata()
-        config = build(Config, bundle.config_file, overrides, OVERRIDABLE[verb])
+        config = build(Config, bundle.config_file, overrides, OVERRIDABLE[command])
         device = resolve_device(config.device)
         return bundle, config, device, bundle.load_models(config, device)
 
@@ -101,7 +101,7 @@ class Bundle:
     def copies(self, found: dict[Clip, Header]) -> dict[Clip, Clip]:
         """Map test clips that are copies of files trained on to the clip trained on, of the same segment if possible.
 
-        Raise if test clips, or others of their groups, were trained on. Where a file is its own group, the content
+        Raise if test clips share a file or a group with training clips. Where a file is its own group, the content
         decides, since two data sets may have files of the same name."""
         file_of = {clip: clip.id.removesuffix(segment_of(clip)) for clip in [*self.trained_on, *found]}
         files = {(file_of[clip], digest) for clip, digest in self.trained_on.items()}
@@ -110,8 +110,8 @@ class Bundle:
             if (file_of[clip], header.sha256) in files or (clip.group in groups and clip.group != file_of[clip]):
                 seen.append(clip.id)
         if seen:
-            message = f"{len(seen)} of {len(found)} test clips, or others of their groups, were trained on"
-            remedy = "leave them out, or rename the groups if they are of other recordings"
+            message = f"{len(seen)} of {len(found)} test clips share a file or a group with training clips"
+            remedy = "remove them, or rename their groups if the recordings differ"
             raise KinemaError(f"{message}: {summarize(seen)}; {remedy}")
         of_file = {digest: clip for clip, digest in self.trained_on.items()}
         of_segment = {(digest, segment_of(clip)): clip for clip, digest in self.trained_on.items()}
@@ -162,7 +162,7 @@ class Bundle:
             raise KinemaError(f"{self.model_file}: damaged ({error}); delete it and train again") from None
         if (version := metadata.get("format", "1")) != FORMAT:
             formats = f"format {version}, this version reads {FORMAT}"
-            raise KinemaError(f"{self.folder}: of another version of Kinema ({formats}); delete it and train again")
+            raise KinemaError(f"{self.folder}: by another version of Kinema ({formats}); delete it and train again")
         return metadata
 
     def load_models(self, config: Config, device: torch.device) -> dict[str, Classifier]:
@@ -195,7 +195,7 @@ class Tested(NamedTuple):
     device: torch.device
     classifiers: dict[str, Classifier]  # By kind, the run's own first.
     dataset: Dataset
-    is_own: bool  # It is the data set that the run was trained on.
+    is_own: bool  # Whether this is the data set that the run was trained on.
     store: FeatureStore
     found: dict[Clip, Header]  # The test clips that have features.
 

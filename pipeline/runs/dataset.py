@@ -62,7 +62,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
         if len(absent) > (allowed := math.ceil(round(max_missing * len(headers), 6))):
             raise KinemaError(
                 f"{message}; --max-missing {max_missing:g} allows {allowed}. Run `kinema failures` with the same "
-                "settings for the reasons; repair or remove these files, or allow more"
+                "settings for the reasons; repair or remove these files, or raise --max-missing"
             )
         print(message)
     found = {clip: header for clip, header in headers.items() if header}

@@ -1,4 +1,4 @@
-"""How much a classifier uses time: its accuracy on test clips with other orders of frames, and with fewer of them."""
+"""Whether a classifier depends on the order of frames: its accuracy with other orders, and with fewer frames."""
 
 import functools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def _sample(features_TD: np.ndarray, number: int) -> np.ndarray:
     return np.stack([segment[len(segment) // 2] for segment in segments if len(segment)])
 
 
-CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+PERTURBATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as_is": lambda features_TD: features_TD,
     "shuffled": lambda features_TD: np.random.default_rng(0).permutation(features_TD),
     "reversed": lambda features_TD: features_TD[::-1].copy(),
@@ -32,14 +32,14 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @torch.inference_mode()
-def probe_time(
+def probe_frame_order(
     store: FeatureStore, clips: list[Clip], classes: list[str], classifier: Classifier, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Return the top-1 accuracy for each change, its difference to `as_is`, and the 95 % interval of that (paired)."""
-    predictions: dict[str, list[torch.Tensor]] = {name: [] for name in CHANGES}
+    predictions: dict[str, list[torch.Tensor]] = {name: [] for name in PERTURBATIONS}
     with progress("probe", len(clips), "clips") as bar:
         for batch in read_batches(store, clips):
-            for name, change in CHANGES.items():
+            for name, change in PERTURBATIONS.items():
                 features_NTD, lengths_N = padded([change(features_TD) for features_TD in batch])
                 predictions[name].append(classifier(features_NTD.to(device), lengths_N).argmax(1).cpu())
             bar.update(len(batch))

@@ -41,7 +41,7 @@ def summary(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def time_lines(probed: dict[str, dict[str, Any]]) -> list[str]:
+def frame_order_lines(probed: dict[str, dict[str, Any]]) -> list[str]:
     """Return a table of a probe, and a sentence on whether the order of frames matters to the classifier."""
     rows = []
     for name, values in probed.items():
@@ -50,8 +50,8 @@ def time_lines(probed: dict[str, dict[str, Any]]) -> list[str]:
         rows[-1]["95 % CI (paired)"] = interval
     low, high = probed["shuffled"]["ci95"] or (0, 0)
     lost = f"shuffled frames change the accuracy by {probed['shuffled']['difference']:+.3f}"
-    used = f"Time is used: {lost} (95 % CI {low:+.3f} to {high:+.3f})."
-    return [_table([*rows[0]], rows), used if high < 0 else f"Time is not shown to be used: {lost}."]
+    matters = f"The order of frames matters: {lost} (95 % CI {low:+.3f} to {high:+.3f})."
+    return [_table([*rows[0]], rows), matters if high < 0 else f"No evidence that the order of frames matters: {lost}."]
 
 
 def write_report(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]], history: dict[str, Any]) -> None:
@@ -69,8 +69,8 @@ def write_report(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any
         "All predictions are in predictions.csv.",
         "## Classes",
         _table(["class", "recall", "precision", "f1", "clips"], sorted(tested, key=lambda row: row["recall"])),
-        "## Use of time",
-        *time_lines(metrics["probe"]),
+        "## Order of frames",
+        *frame_order_lines(metrics["probe"]),
         "## Training",
         "![curves](curves.png)\n",
     ]

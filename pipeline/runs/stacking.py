@@ -1,4 +1,4 @@
-"""Stacking: the weight of each path of a head, found on validation clips."""
+"""Stacking: the fusion weight of each branch of a head, fitted on validation clips."""
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -7,20 +7,20 @@ from pipeline.models.heads import Head
 from pipeline.runs.dataset import ClipSet
 
 PRIOR = 1.0
-"""Strength of the pull towards equal weights, in clips."""
+"""Strength of the Gaussian prior around equal weights, in clips."""
 
 
 @torch.no_grad()
-def path_logs(head: Head, clips: ClipSet) -> torch.Tensor:
-    """Return the log-probabilities of each path, float32 [P,N,C]."""
+def branch_log_probs(head: Head, clips: ClipSet) -> torch.Tensor:
+    """Return the log-probabilities of each branch, float32 [P,N,C]."""
     batches = zip(clips.frames_NTF.split(1024), clips.lengths_N.split(1024), strict=True)
     return torch.cat([head.logits(frames, lengths).log_softmax(-1) for frames, lengths in batches], 1)
 
 
-def stack(logs_PNC: torch.Tensor, labels_N: torch.Tensor, prior: float = PRIOR) -> torch.Tensor:
-    """Find non-negative weights of the paths for the greatest likelihood of clips that they were not trained on.
+def fit_weights(logs_PNC: torch.Tensor, labels_N: torch.Tensor, prior: float = PRIOR) -> torch.Tensor:
+    """Find the non-negative weights that maximise the likelihood of clips that the branches were not trained on.
 
-    The sum of weighted log-probabilities is a product of experts (Hinton, 2002): a path that knows nothing gets the
+    The sum of weighted log-probabilities is a product of experts (Hinton, 2002): an uninformative branch gets the
     weight 0, and an overconfident one less than 1. The problem is convex. A Gaussian prior around equal weights decides
     where clips are few.
 

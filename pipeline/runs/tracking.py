@@ -12,7 +12,7 @@ from pipeline.config import Config
 
 
 class Tracker:
-    """One W&B run, as a context manager, of a job, 'train' or 'evaluate'. Both of a bundle, `folder`, form a group."""
+    """One W&B run, as a context manager, of a job, 'train' or 'evaluate'. Jobs of one bundle share a W&B group."""
 
     def __init__(self, config: Config, folder: Path, job: str):
         self.run, self.kind = None, config.head.kind

@@ -44,7 +44,8 @@ def fit(
                 step += 1
                 optimizer.param_groups[0]["lr"] = config.learning_rate * schedule(step / (steps + 1), config.warmup)
                 logits_PNC = head.logits(train.frames_NTF[batch].to(device), train.lengths_N[batch])
-                loss = path_losses(logits_PNC, train.labels_N[batch].to(device), prior_C, config.label_smoothing).sum()
+                labels_N = train.labels_N[batch].to(device)
+                loss = branch_losses(logits_PNC, labels_N, prior_C, config.label_smoothing).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 norms.append(torch.nn.utils.clip_grad_norm_(head.parameters(), config.clip_grad))
@@ -63,10 +64,10 @@ def fit(
     return head.cpu().eval()
 
 
-def path_losses(
+def branch_losses(
     logits_PNC: torch.Tensor, labels_N: torch.Tensor, prior_C: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Return the cross-entropy of each path, [P].
+    """Return the cross-entropy of each branch, [P].
 
     `prior_C` is added to the logits (balanced softmax). Smoothing follows the prior too: with uniform smoothing, every
     clip would push towards the rare classes.

@@ -8,11 +8,11 @@ import numpy as np
 from pipeline.config import DecodeConfig
 from pipeline.video.decord_reader import read_decord
 from pipeline.video.pyav_reader import read_pyav
-from pipeline.video.sampling import plan_instants
+from pipeline.video.sampling import sample_indices
 from pipeline.video.timestamps import DecodeError, read_table
 
 DECODERS = "decord", "pyav"
-DENSE = 4  # Frames per sampled frame up to which decord, whose seeks are slow, costs no more CPU time than PyAV.
+MAX_DECORD_SPACING = 4  # In frames between two sampled ones; beyond it, PyAV needs less CPU time.
 
 
 class DecodedClip(NamedTuple):
@@ -30,16 +30,18 @@ def decode_clip(
     end: float | None = None,
     config: DecodeConfig | None = None,
     decoders: tuple[str, ...] = DECODERS,
+    rate: float | None = None,
 ) -> DecodedClip:
-    """Read the frames that `plan_instants` samples, with decord where it is reliable, else PyAV; raises DecodeError."""
+    """Read the sampled frames, with decord where it is reliable, else with PyAV; raises DecodeError."""
     config = config or DecodeConfig()
     table = read_table(path, config.max_pixels, config.max_duration)
     times_N = table.times_N - table.times_N[0]
-    indices = plan_instants(times_N, frames, start, end)
+    indices = sample_indices(times_N, frames, start, end, rate)
     if not len(indices):
-        raise DecodeError("only one frame" if len(times_N) == 1 else f"no frame between {start} s and {end} s")
+        stop = times_N[-1] if end is None else end
+        raise DecodeError("only one frame" if len(times_N) == 1 else f"no frame from {start or 0:g} s to {stop:g} s")
     pts = times_N[indices].astype(np.float32)
-    if decoders == ("decord",) or ("decord" in decoders and np.ptp(indices) < DENSE * len(indices)):
+    if decoders == ("decord",) or ("decord" in decoders and np.ptp(indices) < MAX_DECORD_SPACING * len(indices)):
         try:
             return DecodedClip(read_decord(path, table, indices), pts, indices, len(indices), "decord")
         except DecodeError:

@@ -82,10 +82,10 @@ class _Stream:
 
     def frames_from(self, start: int, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (index, frame) in order of presentation up to damage or the end; unwanted frames may be left out."""
-        table, late = self.table, set()  # Frames that were sent and have not come yet.
+        table, late = self.table, set()  # Frames sent to the decoder and not yet returned.
         # H.264 without presentation times needs all frames for its order.
         skips = not table.paired and not (table.counted and table.codec == "h264")
-        self.damaged = begun = False  # Whether this run ended at damage; has given a frame.
+        self.damaged = begun = False  # Stopped at damage; has returned a frame.
         self.sent = start  # The row after the latest that went into the decoder.
         # After a start in mid-stream, FFmpeg returns no frame of H.264 before it has all that the frame refers to.
         whole = start == 0 or table.codec == "h264"
@@ -149,7 +149,7 @@ class _Stream:
                     continue
                 if target and not self._is(packet, target):
                     if not packet.size or (packet.is_keyframe and (packet.dts or 0) > (target.dts or 0)):
-                        return  # Beyond it.
+                        return  # Passed the target packet.
                     continue
                 target = None
                 yield packet

@@ -53,7 +53,7 @@ class VideoTable(NamedTuple):
     times_N: np.ndarray  # float64: ascending seconds on the container's clock, of all frames that the file announces.
     rows_N: np.ndarray  # The row in `packets` of each frame that the file holds.
     packets: list[Packet]  # In file order.
-    present: int  # So many frames can be identified; the rest was cut off.
+    present: int  # Number of frames that can be identified; the rest is cut off.
     counted: bool  # There are no presentation times, so frames are identified by their packets' order.
     paired: bool  # A frame may be two packets, one per field.
     packed: bool  # An MPEG-4 packet may hold a B-frame beside another frame, and a tiny one stand for it later.
@@ -79,13 +79,13 @@ def _read_table(path: str, size: int, mtime_ns: int, max_pixels: float, max_dura
     with open_video(path) as (container, stream):
         codec, name = stream.codec_context, container.format.name
         if stream.width * stream.height > max_pixels:
-            raise DecodeError(f"frames of {stream.width}x{stream.height} are over the limit decode.max_pixels")
+            raise DecodeError(f"frame size {stream.width}x{stream.height} exceeds decode.max_pixels")
         reorders = bool(codec.has_b_frames)
         index = [entry.size for entry in stream.index_entries]
         packets, packed = _read_packets(container, stream)
         rate, second = float(stream.average_rate or stream.guessed_rate or 25), float(stream.time_base)
         announced = stream.duration * second if stream.duration else (container.duration or 0) / av.time_base
-        if name == "avi":  # Of a cut file FFmpeg gives the duration of what is left.
+        if name == "avi":  # For truncated files FFmpeg reports the remaining duration.
             announced = max(announced, stream.frames * second)
         counts_from_zero = not stream.duration  # A container's duration does; a stream's counts from its first frame.
         paired = codec.name == "h264" and name in (*STREAMED, "h264") and codec.field_order in INTERLACED
@@ -107,11 +107,11 @@ def _read_table(path: str, size: int, mtime_ns: int, max_pixels: float, max_dura
 
     length = times_N[-1] - times_N[0]
     if length > max_duration:
-        raise DecodeError(f"{length:.0f} s are over the limit decode.max_duration")
+        raise DecodeError(f"duration {length:.0f} s exceeds decode.max_duration")
     read = length + max(packets[rows[-1]].duration * second, 1 / rate)
     read += max(times_N[0], 0) if counts_from_zero else 0
     cut_off = (announced - read) * rate if announced - read > max(CUT_OFF * announced, 3 / rate) else 0
-    # Where it is not of keyframes alone, the index too knows how many there should be. Either may lie wildly.
+    # Unless it lists only keyframes, the index also gives the number of packets. Both can be far off.
     cut_off = round(min(max(cut_off, len(index) - len(packets)), 100 * len(rows)))
     present, sizes = len(rows), [packet.size for packet in packets]
     if name == "avi" and len(index) > 1 and index != sizes:
@@ -200,9 +200,9 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
         # Capturing FFmpeg's log keeps it off the terminal.
         with av.logging.Capture(), av.open(name, options=options, metadata_errors="replace") as container:
             covers = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-            films = [stream for stream in container.streams.video if not stream.disposition & covers]
+            video_streams = [stream for stream in container.streams.video if not stream.disposition & covers]
             best = container.streams.best("video")
-            stream = best if best in films else next(iter(films), None)
+            stream = best if best in video_streams else next(iter(video_streams), None)
             if not stream or not stream.codec_context:
                 raise DecodeError("no decoder for its codec" if stream else "no video stream")
             yield container, stream

@@ -36,5 +36,5 @@ def read_frames(
     clip: Clip, sampling: SamplingConfig, decode: DecodeConfig, transform: Callable, decoders: tuple = DECODERS
 ) -> DecodedClip:
     """Read the sampled frames of a clip, transformed for the CNN: `frames` is uint8 [T,3,H,W]."""
-    decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders)
+    decoded = decode_clip(clip.path, sampling.frames, clip.start, clip.end, decode, decoders, sampling.rate)
     return decoded._replace(frames=transform(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2)).contiguous().numpy())

@@ -1,5 +1,5 @@
-"""The server process that imports the libraries once, and the decoding processes that it forks. It knows neither the
-user's script nor its threads and GPU context, so it works in notebooks, in daemonic processes and after a fork."""
+"""Server process that imports the libraries once, and forks the decoding processes. It is independent of the user's
+script, threads and GPU context, so it works in notebooks, in daemonic processes and after a fork."""
 
 import os
 import signal

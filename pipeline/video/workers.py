@@ -1,5 +1,6 @@
-"""A function run over many jobs in processes that may hang, crash or take too much memory: native decoders can hang
-while they hold Python's global lock, where neither signals nor threads help."""
+"""Run a function over jobs in processes that may hang, crash or use too much memory.
+
+Native decoders can hang while they hold the GIL, where neither signals nor threads help."""
 
 import os
 import subprocess
@@ -41,7 +42,7 @@ class _Server:
                     reduction.send_handle(self.control, descriptor, None)
                 return self.control.recv()
             except (EOFError, OSError):
-                raise KinemaError("the process that starts the decoders has ended; try again") from None
+                raise KinemaError("the process that starts the decoders has died; run the command again") from None
 
 
 _server: _Server | None = None
@@ -90,8 +91,8 @@ def run_isolated(
     """Apply a function to each job in worker processes; yield (job, result or `Failure`) in order of completion.
 
     The function must be importable; an exception that it raises becomes a `Failure`. A job that crashes or takes more
-    than `timeout` seconds or `memory_limit` GiB gets a second attempt, with `fallback` if given (without it, not after
-    a timeout). Jobs are read lazily, and each worker holds at most one result. The processes end with the iterator."""
+    than `timeout` seconds or `memory_limit` GiB gets a second attempt, with `fallback` if given; without it, a timeout
+    is final. Jobs are read lazily, and each worker holds at most one result. The processes end with the iterator."""
     tasks, again = ((job, 1) for job in jobs), deque()  # (job, attempt)
     busy, idle, done = {}, [], []
     try:
