@@ -13,8 +13,10 @@ Video action recognition with a frozen CNN, cached features and a BiLSTM.
 `kinema COMMAND --help` lists its arguments, `--version` prints the version, `--debug` shows tracebacks."""
 
 import argparse
+import atexit
 import importlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -63,6 +65,7 @@ def _prepare_process() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Reproducible matrix products on a GPU.
     if not os.access(os.path.expanduser("~"), os.W_OK):
         folder = tempfile.mkdtemp(prefix="kinema-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         for name in ("MPLCONFIGDIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             os.environ.setdefault(name, folder)
 

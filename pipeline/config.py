@@ -75,8 +75,8 @@ class HeadConfig:
     pyramid_levels: Annotated[int, Interval(ge=1, le=8), "1 averages the whole clip, 4 goes down to eighths."] = 4
     motion_components: Annotated[PositiveInt, "Maximum number of components of the motion within clips."] = 128
     hidden: Annotated[PositiveInt, "Hidden units of the sequence model (per direction for the LSTM)."] = 128
-    layers: Annotated[PositiveInt, "Layers of the sequence model."] = 1
-    dropout: Annotated[BelowOne, "Dropout in the sequence model."] = 0.5
+    layers: Annotated[PositiveInt, "Layers of the sequence model."] = 2
+    dropout: Annotated[BelowOne, "Dropout in the sequence model."] = 0.65
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class TrainConfig:
     epochs: Annotated[PositiveInt, "Passes over the training clips."] = 60
     refit: Annotated[bool, "Refit on train + val after model selection."] = True
     batch_size: Annotated[int, Ge(0), "Clips per step. 0: chosen from the number of training clips."] = 0
-    learning_rate: Annotated[PositiveFloat, "Peak learning rate of AdamW."] = 1e-3
+    learning_rate: Annotated[PositiveFloat, "Peak learning rate of AdamW."] = 2e-3
     warmup: Annotated[BelowOne, "Fraction of the steps with a rising learning rate; then cosine to 0."] = 0.1
     weight_decay: Annotated[float, Ge(0), "Weight decay of AdamW."] = 0.05
     label_smoothing: Annotated[BelowOne, "Fraction of the target probability spread over all classes."] = 0.1

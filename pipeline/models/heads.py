@@ -53,7 +53,7 @@ class Motion(Pyramid):
 
 
 class Sequence(nn.Module):
-    """A sequence model that reads the motion of every sampled frame; its states are averaged over time.
+    """A sequence model of every frame's motion and its change since the previous frame; its states are averaged.
 
     Subclasses implement `build`, which returns the width of the states, and `states`, from inputs [N,T,hidden].
     """
@@ -62,11 +62,13 @@ class Sequence(nn.Module):
         super().__init__()
         self.motion, hidden = widths[1], config.hidden
         dropout = nn.Dropout(config.dropout)
-        self.project = nn.Sequential(nn.Linear(self.motion, hidden), nn.GELU(), dropout)
+        self.project = nn.Sequential(nn.Linear(2 * self.motion, hidden), nn.GELU(), dropout)
         self.classify = nn.Sequential(dropout, nn.Linear(self.build(config), classes))
 
     def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        states_NTH = self.states(self.project(frames_NTF[..., -self.motion :]), lengths_N)
+        motion_NTM = frames_NTF[..., -self.motion :]
+        velocity_NTM = motion_NTM.diff(dim=1, prepend=motion_NTM[:, :1])
+        states_NTH = self.states(self.project(torch.cat([motion_NTM, velocity_NTM], 2)), lengths_N)
         return self.classify(segment_means(states_NTH, lengths_N, 1)[:, 0])
 
 
