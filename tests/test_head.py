@@ -73,7 +73,7 @@ def test_dropout_is_for_training_only(kind, dropout):
     head.train()
     assert torch.equal(head(frames, lengths), head(frames, lengths)) == (dropout == 0)
     branch = [*head.branches.values()][-1]
-    for inner, size in ((branch.project, MOTION), (branch.classify, branch.classify[-1].in_features)):
+    for inner, size in ((branch.project, 2 * MOTION), (branch.classify, branch.classify[-1].in_features)):
         values = torch.randn(1, size)
         assert torch.equal(inner(values), inner(values)) == (dropout == 0)
 
