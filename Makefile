@@ -39,7 +39,7 @@ demo: setup demo-data ## Run the whole job on generated clips: extract, train, e
 
 demo-data: data/demo/splits/classInd.txt ## Generate the demo clips
 data/demo/splits/classInd.txt: | setup
-	$(BIN)/python scripts/make_demo_data.py data/demo --pairs changes cycles --groups $(DEMO_GROUPS) --clips $(DEMO_CLIPS)
+	$(BIN)/python scripts/make_demo_data.py data/demo --pairs changes orbits --groups $(DEMO_GROUPS) --clips $(DEMO_CLIPS)
 
 extract: setup ## Compute the features of CONFIG's clips that are not cached yet
 	$(BIN)/kinema extract --config "$(CONFIG)" $(ARGS)

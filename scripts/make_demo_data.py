@@ -1,12 +1,12 @@
 """Generate a small UCF101-style set of real video files whose classes differ only in the order of their frames.
 
-    python scripts/make_demo_data.py data/demo --pairs changes cycles
+    python scripts/make_demo_data.py data/demo --pairs changes orbits
     python scripts/make_demo_data.py data/movements --pairs movements
-    python scripts/make_demo_data.py data/cycles --pairs cycles --frames 90 --period 22 90
+    python scripts/make_demo_data.py data/lamps --pairs lamps --frames 90 --period 22 90
 
 Classes come in pairs. Both classes of a pair hold the same frames in opposite order, so the average frame cannot tell
 them apart. Changes (Grow/Shrink) and movements (Right/Left) go one way, so a linear layer on averages of segments can.
-Cycles (four lamps lit one after the other, from any phase) come round again, so it cannot; the LSTM can.
+Cycles start anywhere and repeat, so it cannot, but the LSTM can: an object that orbits, or four lamps lit in turn.
 
 Every group has its own object, background and colours. Files are MPEG-4 AVI, H.264 MP4 and VP9 WebM; some are portrait,
 some have a variable frame rate.
@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 CHANGES = [("Appear", "Vanish"), ("Grow", "Shrink"), ("Open", "Close"), ("Sharpen", "Blur")]
 MOVEMENTS = [("Right", "Left"), ("Down", "Up"), ("Grow", "Shrink"), ("Clockwise", "Counterclockwise")]
-CYCLES = [("LampsClockwise", "LampsCounterclockwise")]
-PAIRS = {"changes": CHANGES, "movements": MOVEMENTS, "cycles": CYCLES}
+ORBITS = [("OrbitRight", "OrbitLeft")]
+LAMPS = [("LampsRight", "LampsLeft")]
+PAIRS = {"changes": CHANGES, "movements": MOVEMENTS, "orbits": ORBITS, "lamps": LAMPS}
 # High quality throughout: if it rose or fell along a clip, even the average frame would tell the direction. With mbtree
 # x264's files differ from run to run.
 CODECS = [
@@ -112,7 +113,10 @@ class Scene:
                 return self.with_object(centre + (0, (progress - 0.5) * 0.5 * height), 0.6 * radius)
             case "Clockwise":
                 return self.with_object(centre, radius, angle=progress * 0.75 * np.pi, stretch=2.5)
-            case "LampsClockwise":
+            case "OrbitRight":
+                turn = np.array([np.cos(2 * np.pi * progress), np.sin(2 * np.pi * progress)])
+                return self.with_object(np.array(self.size) / 2 + 0.25 * min(self.size) * turn, 0.5 * radius)
+            case "LampsRight":
                 return self.with_lamps(centre, radius, lit=int(4 * progress) % 4)
         raise ValueError(action)
 
@@ -127,7 +131,7 @@ def render(
     drift = rng.uniform(-0.08, 0.08, 2) * min(scene.size)
     begin, end = rng.uniform(0.0, 0.25), rng.uniform(0.75, 1.0)
     light = rng.uniform(0.8, 1.2)
-    cyclic = action == CYCLES[0][0]
+    cyclic = action in (ORBITS[0][0], LAMPS[0][0])
     phase, turns = (rng.uniform(), frames / rng.uniform(*period)) if cyclic else (0, 0)
     pictures = []
     for time in np.linspace(0, 1, frames):

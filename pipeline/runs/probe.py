@@ -21,14 +21,15 @@ def _sample(features_TD: np.ndarray, number: int) -> np.ndarray:
     return np.stack([segment[len(segment) // 2] for segment in segments if len(segment)])
 
 
-PERTURBATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "as_is": lambda features_TD: features_TD,
-    "shuffled": lambda features_TD: np.random.default_rng(0).permutation(features_TD),
-    "reversed": lambda features_TD: features_TD[::-1].copy(),
-    "frozen": lambda features_TD: features_TD[len(features_TD) // 2][None].repeat(len(features_TD), 0),
-    **{f"frames_{number}": functools.partial(_sample, number=number) for number in (1, 2, 4, 8)},
-}
-"""What is done to the features [T,D] of a clip; `frozen` shows the middle frame all the time."""
+def perturbations() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return what is done to the features [T,D] of a clip; `frozen` shows the middle frame all the time."""
+    return {
+        "as_is": lambda features_TD: features_TD,
+        "shuffled": np.random.default_rng(0).permutation,  # Another order for every clip.
+        "reversed": lambda features_TD: features_TD[::-1].copy(),
+        "frozen": lambda features_TD: features_TD[len(features_TD) // 2][None].repeat(len(features_TD), 0),
+        **{f"frames_{number}": functools.partial(_sample, number=number) for number in (1, 2, 4, 8)},
+    }
 
 
 @torch.inference_mode()
@@ -36,10 +37,11 @@ def probe_frame_order(
     store: FeatureStore, clips: list[Clip], classes: list[str], classifier: Classifier, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Return the top-1 accuracy for each change, its difference to `as_is`, and the 95 % interval of that (paired)."""
-    predictions: dict[str, list[torch.Tensor]] = {name: [] for name in PERTURBATIONS}
+    perturbed = perturbations()
+    predictions: dict[str, list[torch.Tensor]] = {name: [] for name in perturbed}
     with progress("probe", len(clips), "clips") as bar:
         for batch in read_batches(store, clips):
-            for name, change in PERTURBATIONS.items():
+            for name, change in perturbed.items():
                 features_NTD, lengths_N = padded([change(features_TD) for features_TD in batch])
                 predictions[name].append(classifier(features_NTD.to(device), lengths_N).argmax(1).cpu())
             bar.update(len(batch))

@@ -45,7 +45,7 @@ def frame_order_lines(probed: dict[str, dict[str, Any]]) -> list[str]:
     """Return a table of a probe, and a sentence on whether the order of frames matters to the classifier."""
     rows = []
     for name, values in probed.items():
-        interval = "–".join(f"{edge:+.3f}" for edge in values["ci95"] or []) or "none"
+        interval = " to ".join(f"{edge:+.3f}" for edge in values["ci95"] or []) or "none"
         rows.append({"frames": name.replace("_", " "), "top1": values["top1"], "change": values["difference"]})
         rows[-1]["95 % CI (paired)"] = interval
     low, high = probed["shuffled"]["ci95"] or (0, 0)
