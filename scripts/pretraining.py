@@ -54,7 +54,7 @@ def main() -> None:
                     found[labels, task].append(train_and_test(branch, few(train, labels, seed), test))
         for labels in args.labels:
             values = [torch.tensor(found[labels, task]) for task in TASKS]
-            cells = [f"{value.mean():.3f} ± {value.std():.3f}" for value in values]
+            cells = [f"{value.mean():.3f} ± {value.std(correction=0):.3f}" for value in values]
             print(f"| {file.stem} | {labels} | {' | '.join(cells)} |", flush=True)
 
 
@@ -113,13 +113,13 @@ def order_loss(branch: BiLSTM, tops: nn.ModuleDict, motion_NTM: torch.Tensor, le
     keys_NT = torch.rand(motion_NTM.shape[:2]).masked_fill(~frame_mask(motion_NTM, lengths_N), 2)
     order_NT = torch.where(shuffled_N[:, None], keys_NT.argsort(1), torch.arange(motion_NTM.shape[1]))
     frames_NTM = motion_NTM.gather(1, order_NT[..., None].expand_as(motion_NTM))
-    states_NTH = branch.states(branch.project(frames_NTM), lengths_N)
+    states_NTH = branch.states(branch.inputs(frames_NTM), lengths_N)
     return cross_entropy(tops["order"](segment_means(states_NTH, lengths_N, 1)[:, 0]), shuffled_N.long())
 
 
 def next_loss(branch: BiLSTM, tops: nn.ModuleDict, motion_NTM: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
     """Squared error of the next frame from the forward states, and of the previous one from the backward states."""
-    forward_NTH, backward_NTH = branch.states(branch.project(motion_NTM), lengths_N).chunk(2, 2)
+    forward_NTH, backward_NTH = branch.states(branch.inputs(motion_NTM), lengths_N).chunk(2, 2)
     valid_NT = frame_mask(motion_NTM, lengths_N)[:, 1:]
     after = (tops["next"](forward_NTH[:, :-1]) - motion_NTM[:, 1:])[valid_NT]
     before = (tops["previous"](backward_NTH[:, 1:]) - motion_NTM[:, :-1])[valid_NT]

@@ -53,7 +53,7 @@ class Motion(Pyramid):
 
 
 class Sequence(nn.Module):
-    """A sequence model of every frame's motion and its change since the previous frame; its states are averaged.
+    """A sequence model that reads every frame; its states are averaged over time.
 
     Subclasses implement `build`, which returns the width of the states, and `states`, from inputs [N,T,hidden].
     """
@@ -66,10 +66,14 @@ class Sequence(nn.Module):
         self.classify = nn.Sequential(dropout, nn.Linear(self.build(config), classes))
 
     def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        states_NTH = self.states(self.inputs(frames_NTF), lengths_N)
+        return self.classify(segment_means(states_NTH, lengths_N, 1)[:, 0])
+
+    def inputs(self, frames_NTF: torch.Tensor) -> torch.Tensor:
+        """Return the motion of each frame and its change since the previous frame, projected to [N,T,hidden]."""
         motion_NTM = frames_NTF[..., -self.motion :]
         velocity_NTM = motion_NTM.diff(dim=1, prepend=motion_NTM[:, :1])
-        states_NTH = self.states(self.project(torch.cat([motion_NTM, velocity_NTM], 2)), lengths_N)
-        return self.classify(segment_means(states_NTH, lengths_N, 1)[:, 0])
+        return self.project(torch.cat([motion_NTM, velocity_NTM], 2))
 
 
 class LSTM(Sequence):
