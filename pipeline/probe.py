@@ -1,7 +1,4 @@
-"""Test whether a run depends on the order of frames: its accuracy with other orders, and with fewer frames.
-
-kinema probe data/runs/ucf101 --json
-"""
+"""Test whether a run depends on the order of frames: `kinema probe data/runs/ucf101 --json`."""
 
 import json
 from pathlib import Path

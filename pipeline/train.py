@@ -1,7 +1,4 @@
-"""Train a head on cached features and write a run bundle.
-
-kinema train --config configs/ucf101.yaml --run ucf101
-"""
+"""Train a head on cached features: `kinema train --config configs/ucf101.yaml --run ucf101`."""
 
 import hashlib
 import json
@@ -70,8 +67,7 @@ def _train(
 ) -> tuple[dict[str, Classifier], dict[str, list[dict[str, float]]]]:
     """Train on the training clips, find the fusion weights on the validation clips, refit on both.
 
-    Return the classifier and its baselines by kind, and the records of the epochs by stage.
-    """
+    Return the classifier and its baselines by kind, and the records of the epochs by stage."""
     kind, history = config.head.kind, {}
     is_train_N = torch.tensor([clip.split == "train" for clip in clips])
 

@@ -1,8 +1,7 @@
 """Heads: reduced frames of a clip -> logits.
 
 A head has branches, each a classifier that is trained with its own loss. Their weighted log-probabilities are added. So
-a head contains its baselines: `mean` and `pyramid` are branches of every sequence head.
-"""
+a head contains its baselines: `mean` and `pyramid` are branches of every sequence head."""
 
 import math
 
@@ -55,8 +54,7 @@ class Motion(Pyramid):
 class Sequence(nn.Module):
     """A sequence model that reads every frame; its states are averaged over time.
 
-    Subclasses implement `build`, which returns the width of the states, and `states`, from inputs [N,T,hidden].
-    """
+    Subclasses implement `build`, which returns the width of the states, and `states`, from inputs [N,T,hidden]."""
 
     def __init__(self, widths: tuple[int, int], classes: int, config: HeadConfig):
         super().__init__()

@@ -31,8 +31,7 @@ class Reduction(nn.Module):
         """Compute the bases from clips; frames from `lengths_N` on are padding.
 
         There are never more components than clips, since the last ones would only tell those clips apart, and no more
-        motion components than an eighth of the clips (or 16), since a sequence model overfits sooner.
-        """
+        motion components than an eighth of the clips (or 16), since a sequence model overfits sooner."""
         is_frame_NT = frame_mask(features_NTD, lengths_N)
         number, reduction = len(features_NTD), cls(features_NTD.shape[2], 0, 0)
         normed_NTD = reduction.norm(features_NTD.float())
@@ -78,10 +77,8 @@ def frame_mask(frames_NTK: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tenso
 
 
 def segment_means(frames_NTK: torch.Tensor, lengths_N: torch.Tensor, segments: int) -> torch.Tensor:
-    """Average S consecutive segments of each clip, [N,S,K]: adaptive average pooling within the clip's own length.
-
-    Segments overlap where a clip has fewer frames than segments.
-    """
+    """Average S segments of each clip, [N,S,K]: adaptive average pooling within the clip's own length. Segments overlap
+    where a clip has fewer frames than segments."""
     steps = torch.arange(frames_NTK.shape[1], device=frames_NTK.device)
     edges_S = torch.arange(segments + 1, device=frames_NTK.device)
     lengths_N1 = lengths_N.to(frames_NTK.device)[:, None]

@@ -44,8 +44,7 @@ def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: f
     """Find the clips of a split that have features; print how many are missing or partial.
 
     Raises:
-        KinemaError: features were never computed, or more than the fraction `max_missing` (rounded up) is missing.
-    """
+        KinemaError: features were never computed, or more than the fraction `max_missing` (rounded up) is missing."""
     headers = {clip: store.find(clip) for clip in dataset.of(split)}
     absent = [clip for clip, header in headers.items() if not header]
     gone = [clip for clip in absent if not os.path.lexists(clip.path)]

@@ -18,15 +18,11 @@ def branch_log_probs(head: Head, clips: ClipSet) -> torch.Tensor:
 
 
 def fit_weights(logs_PNC: torch.Tensor, labels_N: torch.Tensor, prior: float = PRIOR) -> torch.Tensor:
-    """Find the non-negative weights that maximise the likelihood of clips that the branches were not trained on.
+    """Find the non-negative weights, float32 [P], with the highest likelihood of clips not used for training.
 
     The sum of weighted log-probabilities is a product of experts (Hinton, 2002): an uninformative branch gets the
     weight 0, and an overconfident one less than 1. The problem is convex. A Gaussian prior around equal weights decides
-    where clips are few.
-
-    Returns:
-        float32 [P].
-    """
+    where clips are few."""
     start = torch.full((len(logs_PNC),), 1 / len(logs_PNC))
     roots = start.sqrt().requires_grad_()
     optimizer = torch.optim.LBFGS([roots], max_iter=200, line_search_fn="strong_wolfe")

@@ -23,8 +23,7 @@ def fit(
     """Train a head and return it on the CPU. The same seed gives the same head on the same machine.
 
     `is_train_N`, bool, selects the training clips; the others are for validation. `on_epoch` gets a record per epoch.
-    Raises a KinemaError if the loss overflows.
-    """
+    Raises a KinemaError if the loss overflows."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True):
         torch.manual_seed(config.seed)
@@ -70,8 +69,7 @@ def branch_losses(
     """Return the cross-entropy of each branch, [P].
 
     `prior_C` is added to the logits (balanced softmax). Smoothing follows the prior too: with uniform smoothing, every
-    clip would push towards the rare classes.
-    """
+    clip would push towards the rare classes."""
     targets_NC = torch.nn.functional.one_hot(labels_N, len(prior_C)).float()
     targets_NC = torch.lerp(targets_NC, prior_C.softmax(0).expand_as(targets_NC), smoothing)
     return -(targets_NC * (logits_PNC + prior_C).log_softmax(-1)).sum(-1).mean(-1)
@@ -80,8 +78,7 @@ def branch_losses(
 def log_prior(labels_N: torch.Tensor, classes: int, imbalance: str) -> torch.Tensor:
     """Return what is added to the logits in training, [C]: log class frequencies for `balanced_softmax`, else zeros.
 
-    Ren et al., Balanced meta-softmax, NeurIPS 2020.
-    """
+    Ren et al., Balanced meta-softmax, NeurIPS 2020."""
     counts_C = torch.bincount(labels_N, minlength=classes).clamp(min=1)
     return (counts_C / counts_C.sum()).log() if imbalance == "balanced_softmax" else torch.zeros(classes)
 
