@@ -8,7 +8,7 @@ from collections import defaultdict
 from pipeline.base.errors import ConfigError, printable
 from pipeline.config import Config
 from pipeline.data.clip import Clip
-from pipeline.data.splits import load_dataset
+from pipeline.data.formats import read_clips
 from pipeline.features.store import FeatureStore
 from pipeline.video.decode import decode_clip
 from pipeline.video.workers import Failure, run_isolated
@@ -16,7 +16,7 @@ from pipeline.video.workers import Failure, run_isolated
 
 def failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
     """Print failed and partial clips, or what each decoder says of one clip. `arguments` repeat the settings."""
-    clips = load_dataset(config.data).clips
+    clips, _, _ = read_clips(config.data)
     if clip_id is not None:
         if not (named := [clip for clip in clips if clip.id == clip_id]):
             raise ConfigError(f"{clip_id}: no such clip in {config.data.lists or config.data.root}")

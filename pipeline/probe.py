@@ -14,7 +14,5 @@ def probe(run: Path, as_json: bool, overrides: dict[str, str]) -> None:
     tested.bundle.copies(tested.found)  # Raises if test clips were trained on.
     head = next(iter(tested.classifiers.values()))
     probed = probe_frame_order(tested.store, list(tested.found), tested.dataset.classes, head, tested.device)
-    if as_json:
-        print(json.dumps({name: values["top1"] for name, values in probed.items()}))
-    else:
-        print(*report.frame_order_lines(probed), sep="\n")
+    top1 = {name: values["top1"] for name, values in probed.items()}
+    print(json.dumps(top1) if as_json else "\n".join(report.frame_order_lines(probed)))

@@ -77,7 +77,7 @@ def test_too_few_recordings_are_counted_per_class(tmp_path, clips):
     touch(tmp_path / "own", *(f"{label}/{label}{number}.mp4" for label in ("jump", "run") for number in range(clips)))
     touch(tmp_path / "ucf", *(f"{label}/v_{label}_g0{clips}_c0{c}.avi" for label in ("jump", "run") for c in range(3)))
     for folder, groups in (("own", clips), ("ucf", 1)):
-        with pytest.raises(KinemaError, match=rf"No class has three recordings .*: jump {groups}, run {groups}$"):
+        with pytest.raises(KinemaError, match=rf"No class has three recordings .*: jump {groups}, run {groups}; add"):
             load_dataset(DataConfig(root=tmp_path / folder))
 
 

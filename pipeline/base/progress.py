@@ -10,5 +10,5 @@ def progress(what: str, total: int, unit: str, items: Iterable | None = None) ->
     """Return a tqdm bar with rate and time left: an iterator over `items`, or a context manager."""
     if sys.stderr.isatty():
         return tqdm(items, total=total, desc=what, unit=f" {unit}", dynamic_ncols=True)
-    line = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}\n"
+    line = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left{postfix}\n"
     return tqdm(items, total=total, desc=what, unit=f" {unit}", mininterval=10, bar_format=line)

@@ -32,7 +32,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         split = f"by group, seed {config.split_seed}"
         if max(groups.values()) < 3:
             counts = summarize([f"{name} {groups[name]}" for name in classes], 8)
-            raise KinemaError(f"No class has three recordings (groups) for train, validation and test: {counts}")
+            rule = "add recordings (files named *_g01_c02 are of one) or give groups in a CSV file"
+            raise KinemaError(f"No class has three recordings for train, validation and test: {counts}; {rule}")
         clips = [replace(clip, split="train") for clip in clips]
         clips = _split_off("test", clips, config.test_fraction, config.split_seed)
     if "val" not in given:

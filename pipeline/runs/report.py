@@ -27,6 +27,8 @@ def summary(metrics: dict[str, Any]) -> list[str]:
             if edges := values["gain_ci95"]:
                 interval = f"95 % CI {edges[0]:+.3f} to {edges[1]:+.3f}, paired"
             lines.append(f"{NAMES[metrics['head']]} vs. {NAMES[kind]}: {values['gain']:+.3f} ({interval})")
+    if untested := [row["class"] for row in metrics["per_class"] if not row["clips"]]:
+        lines.append(f"Classes without test clips: {printable(', '.join(untested))}")
     if copies:
         lines.append(
             f"Warning: {copies} of {clips} test clips are copies of training files under other names "

@@ -20,8 +20,7 @@ def sample_indices(
         return np.empty(0, np.int64)
     first = np.searchsorted(times_N, begin + ROUNDING, "right") - 1
     last = min(np.searchsorted(times_N, stop - ROUNDING, "right"), len(times_N) - 1) - 1
-    if rate:
-        frames = min(frames, max(1, round((stop - begin) * rate)))
-    count = min(frames, last - first + 1)
+    wanted = min(frames, max(1, round((stop - begin) * rate))) if rate else frames
+    count = min(wanted, last - first + 1)
     instants = begin + (np.arange(count) + 0.5) * (stop - begin) / count
     return np.clip(np.searchsorted(times_N, instants, "right") - 1, first, last).astype(np.int64)
