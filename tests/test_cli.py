@@ -214,7 +214,7 @@ def test_stopped_by_a_signal(monkeypatch, capsys):
 def test_output_is_printable_in_any_locale(tmp_path):
     """Class names need not fit the terminal's encoding."""
     touch(tmp_path, *(f"R\u00fcck/{number}.mp4" for number in range(4)))
-    command = [sys.executable, "-m", "pipeline.cli", "failures", "--data.root", tmp_path, "--store", tmp_path / "none"]
+    command = [sys.executable, "-m", "pipeline.cli", "train", "--data.root", tmp_path, "--runs", tmp_path / "runs"]
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(list(map(str, command)), env=os.environ | locale, capture_output=True, text=True)
     assert "only one class, R" in done.stdout and "Traceback" not in done.stderr
