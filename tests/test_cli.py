@@ -39,7 +39,7 @@ def test_help_lists_the_verbs(capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_the_arguments_and_settings_of_a_verb(command, capsys):
+def test_help_shows_the_arguments_and_settings_of_a_command(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     text = capsys.readouterr().out

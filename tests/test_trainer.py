@@ -130,12 +130,13 @@ def test_stacking_finds_the_branch_that_knows(kind, branches):
     labels = torch.randint(0, 3, (300,))
     clips = clips_of(torch.arange(300.0).view(300, 1, 1).expand(-1, -1, 12), labels)
     head = Head.build((WIDTH, WIDTH), 3, HeadConfig(kind=kind))
+    torch.manual_seed(0)  # The numbers do not depend on the size of the head.
     right = torch.nn.functional.one_hot(labels, 3) * 1.0 + 0.3 * torch.randn(300, 3)
     for name in head.branches:
         head.branches[name] = Known(2 * torch.randn(300, 3))
     head.branches["mean"] = Known(right)
     logs = branch_log_probs(head, clips)
     weights = fit_weights(logs, labels)
-    assert len(weights) == branches and weights[0] > 1.5 and weights[1:].max() < 0.05 * weights[0]
+    assert len(weights) == branches and weights[0] > 1.5 and weights[1:].max() < 0.1
     few = fit_weights(logs[:, :2], labels[:2])  # Two clips say little.
     assert (few - 1 / branches).abs().max() < 0.5
