@@ -159,6 +159,16 @@ def test_a_cut_off_file_is_partial(tmp_path):
         decode_clip(path, 16, config=DecodeConfig(min_readable=1))
 
 
+def test_damage_is_noticed_in_one_file_after_another(tmp_path):
+    """PyAV does not log a line again that is the same as the last."""
+    content = write_video(tmp_path / "whole.webm", "libvpx-vp9", options={"deadline": "realtime"}).read_bytes()
+    for name in ("a.webm", "b.webm"):
+        (tmp_path / name).write_bytes(content[: int(len(content) * 0.8)])
+        table = read_table(tmp_path / name)
+        assert table.packets[-1].corrupt
+        assert len(table.packets) - 1 not in decode_clip(tmp_path / name, 40).indices
+
+
 def test_damage_is_left_out_up_to_the_next_keyframe(tmp_path):
     path = write_video(tmp_path / "a.avi", "mpeg4", options={"g": "10"})
     content = bytearray(path.read_bytes())

@@ -139,11 +139,11 @@ def encoder(size: int, config: HeadConfig) -> nn.TransformerEncoder:
 LINEAR = {"mean": Mean, "pyramid": Pyramid, "motion": Motion}
 SEQUENCE = {"bilstm": BiLSTM, "lstm": LSTM, "transformer": Transformer, "lstm_transformer": LSTMTransformer}
 KINDS = {"mean": {"mean": Mean}, "pyramid": LINEAR, **{kind: {**LINEAR, kind: SEQUENCE[kind]} for kind in SEQUENCE}}
-"""Paths of each kind of head by name."""
+"""Branches of each kind of head by name."""
 
 
 class Head(nn.Module):
-    """Paths, and the weight of each in the sum of their log-probabilities."""
+    """Branches, and the weight of each in the sum of their log-probabilities."""
 
     def __init__(self, branches: dict[str, nn.Module]):
         super().__init__()

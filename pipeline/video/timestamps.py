@@ -194,8 +194,8 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
     """Open a video file, and nothing that it may refer to, with the stream that players show; raises `DecodeError`."""
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     name = os.path.abspath(path)  # Begins with a slash, so it is not taken for a protocol, as `concat:a|b` would be.
-    if (av.logging.get_level() or 0) < av.logging.ERROR:
-        av.logging.set_level(av.logging.ERROR)  # Else damage to the container would not be logged.
+    av.logging.set_level(max(av.logging.get_level() or 0, av.logging.ERROR))  # Damage is only seen in FFmpeg's log,
+    av.logging.set_skip_repeated(False)  # where PyAV by default leaves out the second of two equal lines.
     try:
         # Capturing FFmpeg's log keeps it off the terminal.
         with av.logging.Capture(), av.open(name, options=options, metadata_errors="replace") as container:
