@@ -136,8 +136,9 @@ def _run(argv: list[str]) -> None:
     overrides = {name: value for name in flatten(Config) if (value := values.pop(name)) is not None}
     if command == "train":
         values["run"] = args.run or (args.config.stem if args.config else "run")
-    elif command == "failures":
-        values["arguments"] = options
+    elif command in ("extract", "failures"):
+        given = {"config": values["config"], **overrides}
+        values["settings"] = [f"--{name}={value}" for name, value in given.items() if value is not None]
     config = build(Config, values.get("config"), overrides, OVERRIDABLE.get(command))
     values |= {"config": config} if "config" in values else {"overrides": overrides}
     if command in ("extract", "predict"):  # The decoding processes start while PyTorch is imported.

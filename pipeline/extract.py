@@ -1,8 +1,9 @@
 """Compute the features of a data set and cache them: `kinema extract --config configs/ucf101.yaml`."""
 
+import shlex
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import joblib
 
@@ -12,34 +13,38 @@ from pipeline.base.files import read_content
 from pipeline.base.progress import progress
 from pipeline.config import Config, DecodeConfig
 from pipeline.data.clip import Clip, segment_of
-from pipeline.data.splits import load_dataset
+from pipeline.data.formats import read_clips
 from pipeline.features.backbone import Backbone
 from pipeline.features.extraction import clip_features
 from pipeline.features.store import FeatureStore
 from pipeline.video.workers import Failure, run_isolated
 
 
-def extract(config: Config, shard: tuple[int, int] = (1, 1), retry_failed: bool = False) -> None:
-    """Compute the missing features of a data set, or for the shard (i, n) of the i-th of n parts of it."""
+def extract(
+    config: Config, settings: Sequence[str] = (), shard: tuple[int, int] = (1, 1), retry_failed: bool = False
+) -> None:
+    """Compute the missing features of a data set, or for the shard (i, n) of the i-th of n parts of it.
+
+    `settings` are the arguments that give the configuration, for the commands in messages."""
     began = time.monotonic()
     device = resolve_device(config.device)
-    dataset = load_dataset(config.data)
-    clips = dataset.clips[shard[0] - 1 :: shard[1]]
+    every, classes, _ = read_clips(config.data)
+    clips = every[shard[0] - 1 :: shard[1]]
     backbone = Backbone(config.backbone, device)
     store = FeatureStore.prepare(config, backbone)
-    print(f"{len(clips)} clips, {len(dataset.classes)} classes, store {store.folder}, {backbone.engine}")
+    print(f"{len(clips)} clips, {len(classes)} classes, store {store.folder}, {backbone.engine}")
 
     copies = _group_by_content(clips, store, config.decode)
     counts = _compute(copies, config, backbone, store, retry_failed)
     counts["failed"] += len(clips) - sum(map(len, copies.values()))  # Those that cannot even be hashed.
     partial = f" ({counts['partial']} partial)" if counts["partial"] else ""
     rate = f", {counts['frames'] / counts['seconds']:.0f} frames/s" if counts["done"] else ""
-    outcomes = f"{counts['done']} done{partial}, {counts['skipped']} skipped, {counts['failed']} failed"
+    outcomes = f"{counts['done']} done{partial}, {counts['cached']} cached, {counts['failed']} failed"
     print(f"extract: {outcomes}{rate}, {time.monotonic() - began:.0f} s")
     if counts["failed before"]:
-        print(f"{counts['failed before']} of the skipped clips failed before. Use --retry-failed to try them again.")
-    if failed := counts["failed"] + counts["failed before"]:
-        print("Run `kinema failures` with the same settings for details.")
+        print(f"{counts['failed before']} clips failed before and were not tried again; --retry-failed does so.")
+    if failed := counts["failed"]:
+        print(f"Why they failed: {shlex.join(('kinema', 'failures', *settings))}")
         if failed == len(clips):
             raise KinemaError(f"none of {len(clips)} clips could be read")
 
@@ -77,7 +82,7 @@ def _compute(copies: dict, config: Config, backbone: Backbone, store: FeatureSto
                     yield clip
                     continue
                 store.release(key)
-                counts.update({"skipped": len(copies[key]), "failed before": 0 if found else len(copies[key])})
+                counts.update(dict.fromkeys(["cached"] if found else ["failed", "failed before"], len(copies[key])))
                 bar.initial += len(copies[key])  # Not counted in the rate.
                 bar.update(len(copies[key]))
 
@@ -89,7 +94,7 @@ def _compute(copies: dict, config: Config, backbone: Backbone, store: FeatureSto
                 if unchanged and not isinstance(outcome, Failure):
                     store.write(key, outcome, backbone.engine)
                     partial = len(outcome.indices) < outcome.planned
-                    counts.update(done=1, skipped=len(copies[key]) - 1, partial=partial, frames=len(outcome.indices))
+                    counts.update(done=1, cached=len(copies[key]) - 1, partial=partial, frames=len(outcome.indices))
                 else:
                     counts["failed"] += len(copies[key])
                     if unchanged:

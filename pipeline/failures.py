@@ -14,8 +14,9 @@ from pipeline.video.decode import decode_clip
 from pipeline.video.workers import Failure, run_isolated
 
 
-def failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
-    """Print failed and partial clips, or what each decoder says of one clip. `arguments` repeat the settings."""
+def failures(config: Config, settings: list[str], clip_id: str | None) -> None:
+    """Print failed and partial clips, or what each decoder says of one clip. `settings` are the arguments
+    that give the configuration."""
     clips, _, _ = read_clips(config.data)
     if clip_id is not None:
         if not (named := [clip for clip in clips if clip.id == clip_id]):
@@ -33,7 +34,7 @@ def failures(config: Config, arguments: list[str], clip_id: str | None) -> None:
         print(f"\n{len(failed)} x {printable(reasons.pop() if len(reasons) == 1 else kind)}")
         for clip in failed[:3]:
             print(f"    {printable(clip.id)}" + (f": {printable(failure_of[clip].reason)}" if reasons else ""))
-        command = "kinema", "failures", *arguments, f"--clip={failed[0].id}"  # An id may begin with a hyphen.
+        command = "kinema", "failures", *settings, f"--clip={failed[0].id}"  # An id may begin with a hyphen.
         print(f"  details of one: {shlex.join(command)}")
     partial = {clip: header for clip, header in headers.items() if header and header.frames < header.planned}
     if partial:
