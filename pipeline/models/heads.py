@@ -1,7 +1,7 @@
 """Heads: reduced frames of a clip -> logits.
 
 A head has branches, each a classifier that is trained with its own loss. Their weighted log-probabilities are added. So
-a head contains its baselines: `mean` and `pyramid` are branches of every sequence head."""
+a head contains its baselines: a sequence head is a pyramid and a sequence model, and `mean` is trained beside them."""
 
 import math
 
@@ -29,26 +29,15 @@ class Pyramid(nn.Module):
 
     def __init__(self, widths: tuple[int, int], classes: int, config: HeadConfig):
         super().__init__()
-        self.levels, self.inputs = config.pyramid_levels, self.select(*widths)
-        self.linear = nn.Linear((2**self.levels - 1) * (self.inputs.stop - self.inputs.start), classes)
+        self.levels, self.inputs = config.pyramid_levels, 2 * widths[0]  # Components and their changes.
+        self.linear = nn.Linear((2**self.levels - 1) * self.inputs, classes)
         nn.init.zeros_(self.linear.weight)
 
-    def select(self, components: int, motion: int) -> slice:
-        """Return the inputs: components and their changes."""
-        return slice(0, 2 * components)
-
     def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        levels = [segment_means(frames_NTF[..., self.inputs], lengths_N, 2**level) for level in range(self.levels)]
+        levels = [segment_means(frames_NTF[..., : self.inputs], lengths_N, 2**level) for level in range(self.levels)]
         averages_NSF = torch.cat(levels, 1)
         # Scale by sqrt(n_segments) so that the effective learning rate does not depend on it.
         return self.linear(averages_NSF.flatten(1) / averages_NSF.shape[1] ** 0.5)
-
-
-class Motion(Pyramid):
-    """The same on the motion alone, without the scene. Better where clips are few."""
-
-    def select(self, components: int, motion: int) -> slice:
-        return slice(2 * components, 2 * components + motion)
 
 
 class Sequence(nn.Module):
@@ -136,19 +125,20 @@ def encoder(size: int, config: HeadConfig) -> nn.TransformerEncoder:
     return nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
 
 
-LINEAR = {"mean": Mean, "pyramid": Pyramid, "motion": Motion}
 SEQUENCE = {"bilstm": BiLSTM, "lstm": LSTM, "transformer": Transformer, "lstm_transformer": LSTMTransformer}
-KINDS = {"mean": {"mean": Mean}, "pyramid": LINEAR, **{kind: {**LINEAR, kind: SEQUENCE[kind]} for kind in SEQUENCE}}
+KINDS = {"mean": {"mean": Mean}, "pyramid": {"mean": Mean, "pyramid": Pyramid}}
+KINDS |= {kind: {**KINDS["pyramid"], kind: model} for kind, model in SEQUENCE.items()}
 """Branches of each kind of head by name."""
 
 
 class Head(nn.Module):
-    """Branches, and the weight of each in the sum of their log-probabilities."""
+    """Branches, and the weight of each in the sum of their log-probabilities; `mean` has none beside others."""
 
     def __init__(self, branches: dict[str, nn.Module]):
         super().__init__()
         self.branches = nn.ModuleDict(branches)
-        self.register_buffer("weights", torch.full((len(branches),), 1 / len(branches)))
+        is_fused = torch.tensor([name != "mean" or len(branches) == 1 for name in branches])
+        self.register_buffer("weights", is_fused / is_fused.sum())
 
     @classmethod
     def build(cls, widths: tuple[int, int], classes: int, config: HeadConfig) -> "Head":

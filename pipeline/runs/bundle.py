@@ -33,7 +33,7 @@ from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
 from pipeline.runs.dataset import find_clips
 
-FORMAT = "3"  # Increment when older bundles can no longer be read.
+FORMAT = "4"  # Increment when older bundles can no longer be read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # File names need not be valid text.
 
 

@@ -6,8 +6,8 @@ from torch.nn.functional import cross_entropy
 from pipeline.models.heads import Head
 from pipeline.runs.dataset import ClipSet
 
-PRIOR = 1.0
-"""Strength of the Gaussian prior around equal weights, in clips."""
+PRIOR = 0.1
+"""Strength of the Gaussian prior around the first weights, in clips."""
 
 
 @torch.no_grad()
@@ -17,21 +17,20 @@ def branch_log_probs(head: Head, clips: ClipSet) -> torch.Tensor:
     return torch.cat([head.logits(frames, lengths).log_softmax(-1) for frames, lengths in batches], 1)
 
 
-def fit_weights(logs_PNC: torch.Tensor, labels_N: torch.Tensor, prior: float = PRIOR) -> torch.Tensor:
+def fit_weights(logs_PNC: torch.Tensor, labels_N: torch.Tensor, start_P: torch.Tensor) -> torch.Tensor:
     """Find the non-negative weights, float32 [P], with the highest likelihood of clips not used for training.
 
     The sum of weighted log-probabilities is a product of experts (Hinton, 2002): an uninformative branch gets the
-    weight 0, and an overconfident one less than 1. The problem is convex. A Gaussian prior around equal weights decides
-    where clips are few."""
-    start = torch.full((len(logs_PNC),), 1 / len(logs_PNC))
-    roots = start.sqrt().requires_grad_()
+    weight 0, and an overconfident one less than 1. The problem is convex. A Gaussian prior around `start_P` decides
+    where clips are few. A branch that starts at 0 stays there."""
+    roots = start_P.sqrt().requires_grad_()
     optimizer = torch.optim.LBFGS([roots], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         weights = roots.square()
         loss = cross_entropy((logs_PNC * weights[:, None, None]).sum(0), labels_N, reduction="sum")
-        loss = (loss + prior * (weights - start).square().sum()) / len(labels_N)
+        loss = (loss + PRIOR * (weights - start_P).square().sum()) / len(labels_N)
         loss.backward()
         return loss
 
