@@ -1,7 +1,6 @@
 """Measure a trained run on its test split: `kinema evaluate data/runs/ucf101`."""
 
 import csv
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from pipeline.config import Config, SamplingConfig
+from pipeline.config import Config
 from pipeline.data.clip import Clip, segment_of
 from pipeline.runs import metrics, report
 from pipeline.runs.bundle import open_tested
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
 from pipeline.runs.probe import probe_frame_order
 from pipeline.runs.tracking import Tracker
-from pipeline.video.transform import ResizeAndCrop, read_frames
-from pipeline.video.workers import Failure, run_isolated
 
 
 def evaluate(run: Path, overrides: dict[str, str]) -> None:
@@ -59,7 +56,7 @@ def evaluate(run: Path, overrides: dict[str, str]) -> None:
         writer.writerows(rows)
     report.write_report(folder, result, rows, history)
     print(*report.summary(result), f"report: {folder / 'report.md'}", sep="\n")
-    _track(config, run, folder, result, dict(zip(clips, rows, strict=True)))
+    _track(config, run, folder, result)
 
 
 def _predictions(clips: list[Clip], logits: dict[str, np.ndarray], classes: list[str], copies: dict) -> list[dict]:
@@ -81,8 +78,8 @@ def _predictions(clips: list[Clip], logits: dict[str, np.ndarray], classes: list
     ]
 
 
-def _track(config: Config, run: Path, folder: Path, result: dict[str, Any], rows: dict[Clip, dict[str, Any]]) -> None:
-    """Log numbers, the confusion matrix and at most 64 clips with their predictions to W&B."""
+def _track(config: Config, run: Path, folder: Path, result: dict[str, Any]) -> None:
+    """Log numbers and the confusion matrix to W&B; no frames, since the clips may be private."""
     with Tracker(config, run, "evaluate") as tracker:
         if not tracker.run:
             return
@@ -92,14 +89,5 @@ def _track(config: Config, run: Path, folder: Path, result: dict[str, Any], rows
         for name, baseline in result["baselines"].items():
             numbers |= {f"{name}/{key}": value for key, value in baseline.items() if isinstance(value, float)}
         tracker.summary(numbers | {f"recall/{row['class']}": row["recall"] for row in result["per_class"]})
-        small = ResizeAndCrop((224, 224), (224, 224), "bilinear")
-        load = functools.partial(read_frames, sampling=SamplingConfig(frames=1), decode=config.decode, transform=small)
-        shown = list(rows)[:: -(-len(rows) // 64)]
-        pictures = []
-        for clip, frame in run_isolated(load, shown, 1, config.decode.timeout, config.decode.memory_limit):
-            if not isinstance(frame, Failure):
-                row = rows[clip]
-                caption = f"{clip.id}: {row['label']}, predicted {row['predicted']} ({row['probability']:.2f})"
-                pictures.append(wandb.Image(frame.frames[0].transpose(1, 2, 0), caption=caption))
         # No tables: an offline run stores those under absolute paths and cannot be moved.
-        tracker.run.log({"confusion": wandb.Image(str(folder / "confusion.png")), "predictions": pictures})
+        tracker.run.log({"confusion": wandb.Image(str(folder / "confusion.png"))})
