@@ -61,7 +61,7 @@ def _prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # Terminals that are not UTF-8 get escapes instead of an error.
             stream.reconfigure(errors="backslashreplace")
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # OpenMP's default keeps cores busy while they wait.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # OpenMP's default keeps cores busy while they wait.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Reproducible matrix products on a GPU.
     if not os.access(os.path.expanduser("~"), os.W_OK):
         folder = tempfile.mkdtemp(prefix="kinema-")

@@ -5,11 +5,15 @@ import time
 from collections.abc import Callable
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from pipeline.base.errors import KinemaError
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.models.heads import Head
 from pipeline.runs.dataset import ClipSet, classify
+
+CLIPS_PER_THREAD = 64
+"""Clips of a batch per thread. With fewer, threads mostly wait for each other, and long if the machine is busy."""
 
 
 def fit(
@@ -25,14 +29,15 @@ def fit(
     `is_train_N`, bool, selects the training clips; the others are for validation. `on_epoch` gets a record per epoch.
     Raises a KinemaError if the loss overflows."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True):
+    number = int(is_train_N.sum())
+    batch_size = config.batch_size or min(max(number // 64, 32), max(number // 8, 2), 512)
+    threads = threadpool_limits(min(torch.get_num_threads(), max(batch_size // CLIPS_PER_THREAD, 1)), "openmp")
+    with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True), threads:
         torch.manual_seed(config.seed)
         head = Head.build(clips.widths, clips.classes, head_config).to(device)
         optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         train, val = clips.where(is_train_N), clips.where(~is_train_N)
-        number = len(train.labels_N)
         prior_C = log_prior(train.labels_N, clips.classes, config.imbalance).to(device)
-        batch_size = config.batch_size or min(max(number // 64, 32), max(number // 8, 2), 512)
         steps = config.epochs * math.ceil(number / batch_size)
         step = 0
         for epoch in range(1, config.epochs + 1):
