@@ -1,6 +1,5 @@
 """Compute the features of a data set and cache them: `kinema extract --config configs/ucf101.yaml`."""
 
-import shlex
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import joblib
 
 from pipeline.base.device import resolve_device
-from pipeline.base.errors import KinemaError
+from pipeline.base.errors import KinemaError, command
 from pipeline.base.files import read_content
 from pipeline.base.progress import progress
 from pipeline.config import Config, DecodeConfig
@@ -44,7 +43,7 @@ def extract(
     if counts["failed before"]:
         print(f"{counts['failed before']} clips failed before and were not tried again; --retry-failed does so.")
     if failed := counts["failed"]:
-        print(f"Why they failed: {shlex.join(('kinema', 'failures', *settings))}")
+        print(f"Why they failed: {command('failures', *settings)}")
         if failed == len(clips):
             raise KinemaError(f"none of {len(clips)} clips could be read")
 

@@ -2,10 +2,9 @@
 
 import functools
 import re
-import shlex
 from collections import defaultdict
 
-from pipeline.base.errors import ConfigError, printable
+from pipeline.base.errors import ConfigError, command, printable
 from pipeline.config import Config
 from pipeline.data.clip import Clip
 from pipeline.data.formats import read_clips
@@ -34,8 +33,7 @@ def failures(config: Config, settings: list[str], clip_id: str | None) -> None:
         print(f"\n{len(failed)} x {printable(reasons.pop() if len(reasons) == 1 else kind)}")
         for clip in failed[:3]:
             print(f"    {printable(clip.id)}" + (f": {printable(failure_of[clip].reason)}" if reasons else ""))
-        command = "kinema", "failures", *settings, f"--clip={failed[0].id}"  # An id may begin with a hyphen.
-        print(f"  details of one: {shlex.join(command)}")
+        print(f"  details of one: {command('failures', *settings, f'--clip={failed[0].id}')}")
     partial = {clip: header for clip, header in headers.items() if header and header.frames < header.planned}
     if partial:
         print(f"\n{len(partial)} clips are partial: damage left fewer frames than planned")

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import shlex
 import time
 from pathlib import Path
 
 import torch
 
 from pipeline.base.device import resolve_device
-from pipeline.base.errors import ConfigError, KinemaError
+from pipeline.base.errors import ConfigError, KinemaError, command
 from pipeline.base.progress import progress
 from pipeline.base.settings import to_yaml, yaml_differences
 from pipeline.config import Config
@@ -39,27 +38,27 @@ def train(config: Config, run: str) -> None:
     if len(dataset.classes) == 1:
         raise KinemaError("the data set has only one class; data.root must be the folder that holds all classes")
     store = FeatureStore.last(config)
-    found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
-    identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", found)
+    splits = [split for split in ("train", "val", "test") if dataset.of(split)]
+    found = {split: find_clips(store, dataset, split, config.max_missing) for split in splits}
+    learned = found["train"] | found["val"]
+    identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", learned)
     trained_on = bundle.metadata().get("identity")
     if trained_on == identity and not bundle.missing() and bundle.clips_file.exists():
         print(f"{bundle.folder} is already trained with these settings and clips.")
         return
     if trained_on not in (None, identity):
         raise ConfigError(f"{bundle.folder} was trained on other clips or features; {REMEDY}")
-    for split in ("train", "val", "test"):
-        clips = dataset.of(split)
+    for split, clips in found.items():
         print(f"{split}: {len(clips)} clips in {len({clip.group for clip in clips})} groups")
-    warn_of_conflicts(found["train"] | found["val"])
-    bundle.begin(config, dataset, found["train"] | found["val"], store.backbone_file)
+    warn_of_conflicts(learned)
+    bundle.begin(config, dataset, learned, store.backbone_file)
     with Tracker(config, bundle.folder, "train") as tracker:
         began = time.monotonic()
-        clips = [*found["train"], *found["val"]]
-        classifiers, history = _train(config, store, clips, dataset.classes, device, tracker)
+        classifiers, history = _train(config, store, [*learned], dataset.classes, device, tracker)
         metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)}
         bundle.save_models(classifiers, history, metadata)
         tracker.summary({"seconds/train": time.monotonic() - began})
-    print(f"Saved {bundle.folder}. Next: {shlex.join(('kinema', 'evaluate', str(bundle.folder)))}")
+    print(f"Saved {bundle.folder}. Next: {command('evaluate', bundle.folder)}")
 
 
 def _train(
@@ -89,11 +88,13 @@ def _train(
 
     reduction, loaded, heads = fit_on(is_train_N, kind)
     val = loaded.where(~is_train_N)
-    weights = {name: fit_weights(branch_log_probs(head, val), val.labels_N) for name, head in heads.items()}
+    weights = {
+        name: fit_weights(branch_log_probs(head, val), val.labels_N, head.weights) for name, head in heads.items()
+    }
     print(f"{kind}: validation top-1 {history[kind][-1]['val_top1']:.3f}, loss {history[kind][-1]['val_loss']:.3f}")
-    if len(weights[kind]) > 1:
-        shown = ", ".join(f"{name} {w:.2f}" for name, w in zip(heads[kind].branches, weights[kind], strict=True))
-        print(f"{kind}: fusion weights: {shown}")
+    if fused := [n for n, w in enumerate(heads[kind].weights) if 0 < w < 1]:
+        shown = ", ".join(f"{[*heads[kind].branches][n]} {weights[kind][n]:.2f}" for n in fused)
+        print(f"{kind}: weights of the branches: {shown}")
     if config.train.refit:
         reduction, _, heads = fit_on(torch.ones_like(is_train_N), f"{kind}-refit")
         print(f"Refit on train + val ({len(clips)} clips).")
@@ -113,11 +114,10 @@ def _open_bundle(config: Config, run: str) -> Bundle:
     return bundle
 
 
-def _digest(settings: str, found: dict[str, dict[Clip, Header]]) -> str:
+def _digest(settings: str, learned: dict[Clip, Header]) -> str:
     """Return the digest of everything that the result depends on."""
     digest = hashlib.sha256(settings.encode())
-    for split, headers in found.items():
-        for clip, header in headers.items():
-            of_clip = split, clip.id, clip.label, clip.group, header.frames, header.sha256
-            digest.update(f"{of_clip}\n".encode())
+    for clip, header in learned.items():
+        of_clip = clip.split, clip.id, clip.label, clip.group, header.frames, header.sha256
+        digest.update(f"{of_clip}\n".encode())
     return digest.hexdigest()

@@ -1,5 +1,10 @@
 """Expected problems: one line each, without a traceback."""
 
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
 
 class KinemaError(Exception):
     """The job failed. The message says what, where, and what to do next."""
@@ -27,3 +32,9 @@ def printable(name: object) -> str:
 def summarize(names: list[str], most: int = 3) -> str:
     """Join the first names: "a, b, c and 2 more"."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def command(*arguments: object) -> str:
+    """Return a `kinema` command to paste into a shell, with the path of `kinema` if the shell would not find it."""
+    program = "kinema" if shutil.which("kinema") else Path(sys.executable).with_name("kinema")
+    return shlex.join(map(str, (program, *arguments)))

@@ -20,6 +20,7 @@ def flatten(cls: type) -> dict[str, tuple[str, str, str]]:
             flat |= {f"{field.name}.{name}": setting for name, setting in flatten(field.type).items()}
         else:
             kind, *_, text = get_args(field.type)
+            kind = next(iter(get_args(kind)), kind) if field.default is None else kind  # Of `INT | None`.
             kinds = get_args(kind) or (kind,)
             values = "{" + ",".join(kinds) + "}" if isinstance(kinds[0], str) else kinds[0].__name__.upper()
             flat[field.name] = values, "null" if field.default is None else str(field.default), text
