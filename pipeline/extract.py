@@ -38,7 +38,7 @@ def extract(
     counts["failed"] += len(clips) - sum(map(len, copies.values()))  # Those that cannot even be hashed.
     partial = f" ({counts['partial']} partial)" if counts["partial"] else ""
     rate = f", {counts['frames'] / counts['seconds']:.0f} frames/s" if counts["done"] else ""
-    outcomes = f"{counts['done']} done{partial}, {counts['cached']} cached, {counts['failed']} failed"
+    outcomes = f"{counts['done']} done{partial}, {counts['skipped']} skipped, {counts['failed']} failed"
     print(f"extract: {outcomes}{rate}, {time.monotonic() - began:.0f} s")
     if counts["failed before"]:
         print(f"{counts['failed before']} clips failed before and were not tried again; --retry-failed does so.")
@@ -81,7 +81,7 @@ def _compute(copies: dict, config: Config, backbone: Backbone, store: FeatureSto
                     yield clip
                     continue
                 store.release(key)
-                counts.update(dict.fromkeys(["cached"] if found else ["failed", "failed before"], len(copies[key])))
+                counts.update(dict.fromkeys(["skipped"] if found else ["failed", "failed before"], len(copies[key])))
                 bar.initial += len(copies[key])  # Not counted in the rate.
                 bar.update(len(copies[key]))
 
@@ -93,7 +93,7 @@ def _compute(copies: dict, config: Config, backbone: Backbone, store: FeatureSto
                 if unchanged and not isinstance(outcome, Failure):
                     store.write(key, outcome, backbone.engine)
                     partial = len(outcome.indices) < outcome.planned
-                    counts.update(done=1, cached=len(copies[key]) - 1, partial=partial, frames=len(outcome.indices))
+                    counts.update(done=1, skipped=len(copies[key]) - 1, partial=partial, frames=len(outcome.indices))
                 else:
                     counts["failed"] += len(copies[key])
                     if unchanged:

@@ -64,8 +64,8 @@ def entries(store):
 
 
 def test_extraction_counts_and_resumes(settings_of_small_set, extracted):
-    assert "extract: 48 done, 0 cached, 0 failed" in extracted
-    assert "extract: 0 done, 48 cached, 0 failed" in kinema("extract", *settings_of_small_set)[0]
+    assert "extract: 48 done, 0 skipped, 0 failed" in extracted
+    assert "extract: 0 done, 48 skipped, 0 failed" in kinema("extract", *settings_of_small_set)[0]
 
 
 def test_a_killed_extraction_resumes(small_set, settings_of_small_set, extracted, tmp_path):
@@ -77,7 +77,7 @@ def test_a_killed_extraction_resumes(small_set, settings_of_small_set, extracted
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     kept = len(entries(tmp_path / "store"))
-    assert f"{48 - kept} done, {kept} cached, 0 failed" in kinema("extract", *settings)[0]
+    assert f"{48 - kept} done, {kept} skipped, 0 failed" in kinema("extract", *settings)[0]
     assert entries(tmp_path / "store") == entries(small_set / "features")
 
 
@@ -99,25 +99,25 @@ def test_processes_at_the_same_time_compute_each_clip_once(tmp_path):
     for key in keys:
         store.release(key)
     printed = [process.communicate()[0] for process in processes]
-    counts = [tuple(map(int, re.search(r"(\d+) done, (\d+) cached, 0 failed", text).groups())) for text in printed]
-    assert sum(done for done, _ in counts) == 8 and all(done + cached == 8 for done, cached in counts)
+    counts = [tuple(map(int, re.search(r"(\d+) done, (\d+) skipped, 0 failed", text).groups())) for text in printed]
+    assert sum(done for done, _ in counts) == 8 and all(done + skipped == 8 for done, skipped in counts)
     assert len(entries(tmp_path / "store")) == 12
 
 
 def test_moved_renamed_touched_and_copied_files_keep_their_features(tmp_path):
     healthy(tmp_path / "videos")
-    assert "4 done, 0 cached" in extract(tmp_path)[0]
+    assert "4 done, 0 skipped" in extract(tmp_path)[0]
     for path in (tmp_path / "videos" / "Good").iterdir():
         os.utime(path, ns=(0, 0))
     (tmp_path / "videos" / "Good" / "0.mp4").rename(tmp_path / "videos" / "Good" / "renamed.mp4")
     (tmp_path / "videos" / "Good").rename(tmp_path / "videos" / "Better")
     shutil.copytree(tmp_path / "videos" / "Better", tmp_path / "videos" / "Copies")
     (tmp_path / "videos" / "Copies" / "link.mp4").symlink_to(tmp_path / "videos" / "Better" / "1.mp4")
-    assert "0 done, 9 cached, 0 failed" in extract(tmp_path)[0]
+    assert "0 done, 9 skipped, 0 failed" in extract(tmp_path)[0]
     shutil.rmtree(tmp_path / "store" / "index")
-    assert "0 done, 9 cached, 0 failed" in extract(tmp_path)[0]
+    assert "0 done, 9 skipped, 0 failed" in extract(tmp_path)[0]
     shutil.rmtree(tmp_path / "store")
-    assert "4 done, 5 cached, 0 failed" in extract(tmp_path)[0]
+    assert "4 done, 5 skipped, 0 failed" in extract(tmp_path)[0]
 
 
 def test_a_copy_of_the_same_size_and_time_with_other_content_is_another_clip(tmp_path):
@@ -127,7 +127,7 @@ def test_a_copy_of_the_same_size_and_time_with_other_content_is_another_clip(tmp
     stat = clip.stat()
     clip.write_bytes(bytes(stat.st_size))
     os.utime(clip, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert "0 done, 3 cached, 1 failed" in extract(tmp_path)[0]
+    assert "0 done, 3 skipped, 1 failed" in extract(tmp_path)[0]
 
 
 def test_a_file_that_changes_meanwhile_gets_no_features(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_a_file_that_changes_meanwhile_gets_no_features(tmp_path, monkeypatch):
         patch.setattr(command, "clip_features", change)
         assert "none of 4 clips could be read" in extract(tmp_path, code=1)[1]
     assert not entries(tmp_path / "store")
-    assert "1 done, 3 cached, 0 failed" in extract(tmp_path)[0]
+    assert "1 done, 3 skipped, 0 failed" in extract(tmp_path)[0]
 
 
 def test_segments_of_a_file_have_entries_of_their_own(tmp_path):
@@ -152,7 +152,7 @@ def test_segments_of_a_file_have_entries_of_their_own(tmp_path):
     rows = [("a.mp4", "Good", "train", *times) for times in (("", ""), (0, 1), (1, 2))]
     rows += [(f"Good/{number}.mp4", "Good", split, "", "") for number, split in enumerate(("val", "test"))]
     lists = write_csv(tmp_path / "clips.csv", ("path", "label", "split", "start", "end"), *rows)
-    assert "5 done, 0 cached" in extract(tmp_path, "--data.lists", lists)[0]
+    assert "5 done, 0 skipped" in extract(tmp_path, "--data.lists", lists)[0]
     features = [features for _, features, *_ in entries(tmp_path / "store").values()]
     assert len(set(features)) == 5
 
@@ -165,13 +165,13 @@ def test_failed_clips_are_tried_again_only_on_request(tmp_path):
     (bad / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
     (bad / "empty.avi").touch()
     write_video(bad / "one_frame.mp4", "libx264", frames=1)
-    assert "4 done, 0 cached, 3 failed" in extract(tmp_path)[0]
+    assert "4 done, 0 skipped, 3 failed" in extract(tmp_path)[0]
     again, _ = extract(tmp_path)
-    assert "0 done, 4 cached, 3 failed" in again and "3 clips failed before" in again and "--retry-failed" in again
-    assert "0 done, 4 cached, 3 failed" in extract(tmp_path, "--retry-failed")[0]
+    assert "0 done, 4 skipped, 3 failed" in again and "3 clips failed before" in again and "--retry-failed" in again
+    assert "0 done, 4 skipped, 3 failed" in extract(tmp_path, "--retry-failed")[0]
     assert "1 x empty file\n    Bad/empty.avi\n" in kinema("failures", *quick_settings(tmp_path))[0]
     (bad / "truncated.mp4").write_bytes(whole)
-    assert "1 done, 4 cached, 2 failed" in extract(tmp_path)[0]
+    assert "1 done, 4 skipped, 2 failed" in extract(tmp_path)[0]
 
 
 def test_files_that_cannot_be_opened_fail_in_every_run(tmp_path):
@@ -179,16 +179,16 @@ def test_files_that_cannot_be_opened_fail_in_every_run(tmp_path):
     os.mkfifo(tmp_path / "videos" / "Good" / "pipe.avi")
     (tmp_path / "videos" / "Good" / "dangling.avi").symlink_to("nowhere")
     for _ in range(2):
-        assert re.search(r"\d done, \d cached, 2 failed", extract(tmp_path)[0])
+        assert re.search(r"\d done, \d skipped, 2 failed", extract(tmp_path)[0])
     failures, _ = kinema("failures", *quick_settings(tmp_path))
     assert "1 x not a regular file" in failures and "1 x No such file or directory" in failures
 
 
 def test_shards_do_all_clips_between_them(tmp_path):
     healthy(tmp_path / "videos", clips=5)
-    assert "3 done, 0 cached" in extract(tmp_path, "--shard", "1/2")[0]
-    assert "2 done, 0 cached" in extract(tmp_path, "--shard", "2/2")[0]
-    assert "0 done, 5 cached" in extract(tmp_path)[0]
+    assert "3 done, 0 skipped" in extract(tmp_path, "--shard", "1/2")[0]
+    assert "2 done, 0 skipped" in extract(tmp_path, "--shard", "2/2")[0]
+    assert "0 done, 5 skipped" in extract(tmp_path)[0]
     fails(2, "expected I/N with I from 1 to N", "extract", "--shard", "3/2")
 
 
@@ -207,7 +207,7 @@ def test_failures_are_grouped_and_can_be_examined(tmp_path):
     cut_off = write_video(tmp_path / "videos" / "Good" / "cut.avi", "mpeg4")
     cut_off.write_bytes(cut_off.read_bytes()[: int(cut_off.stat().st_size * 0.8)])
     extracted, _ = extract(tmp_path)
-    assert "5 done (1 partial), 0 cached, 3 failed" in extracted
+    assert "5 done (1 partial), 0 skipped, 3 failed" in extracted
     [command] = [line.removeprefix("Why they failed: ") for line in extracted.splitlines() if line.startswith("Why")]
     out, _ = kinema(*shlex.split(command)[1:])
     assert "1 clips are partial: damage left fewer frames than planned\n    Good/cut.avi: 1 of 2\n" in out
@@ -242,7 +242,7 @@ def test_the_store_is_listed_verified_repaired_and_pruned(tmp_path):
     assert "not a complete safetensors file" in out and "checksum does not match" in out
     assert "2 entries are damaged; kinema store verify --repair removes them" in error
     assert "2 damaged and removed" in kinema("store", "verify", "--repair", *store)[0]
-    assert "2 done, 2 cached, 0 failed" in extract(tmp_path)[0]
+    assert "2 done, 2 skipped, 0 failed" in extract(tmp_path)[0]
 
     fails(2, "no fingerprint 0123", "store", "prune", "0123", *store)
     fails(2, "FINGERPRINT is for prune", "store", "list", "0123", *store)
@@ -275,10 +275,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
         assert "No space left on device" in error and str(disk) in error
         assert error.splitlines()[-1].startswith("kinema: ")
         subprocess.run([*mount[:4], "remount,size=4m", str(disk)], check=True)
-        assert re.search(r"\d+ done, [1-9]\d* cached, 0 failed", extract(tmp_path, *settings)[0])
+        assert re.search(r"\d+ done, [1-9]\d* skipped, 0 failed", extract(tmp_path, *settings)[0])
         assert "40 entries, 0 damaged" in kinema("store", "verify", "--store", disk / "store")[0]
         subprocess.run([*mount[:4], "remount,ro", str(disk)], check=True)
-        assert "0 done, 40 cached, 0 failed" in extract(tmp_path, *settings)[0]
+        assert "0 done, 40 skipped, 0 failed" in extract(tmp_path, *settings)[0]
         write_video(tmp_path / "videos" / "Good" / "new.mp4", "libx264", frames=50)
         assert "Read-only file system" in extract(tmp_path, *settings, code=1)[1]
     finally:

@@ -49,7 +49,7 @@ def test_the_commands_of_the_readme(tmp_path):
         done = subprocess.run(["bash", "-ec", block], cwd=copy, env=environment, **AS_TEXT)
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         outputs.append(done.stdout)
-    assert "40 done, 0 cached, 0 failed" in outputs[0] and "BiLSTM" in outputs[0]
+    assert "40 done, 0 skipped, 0 failed" in outputs[0] and "BiLSTM" in outputs[0]
     assert json.loads(outputs[2])["top"][0]["probability"] > 0
     for code in PROGRAMS:
         code = "from pathlib import Path\n" + code.replace('"garden.mp4"', '*Path("data/demo/videos/Grow").iterdir()')

@@ -44,9 +44,9 @@ def same_model(a: Path, b: Path):
 
 
 def test_extraction_counts_and_resumes(small_set, settings_of_small_set, extracted):
-    assert "48 done, 0 cached, 0 failed" in extracted
+    assert "48 done, 0 skipped, 0 failed" in extracted
     again, _ = kinema("extract", *settings_of_small_set)
-    assert "0 done, 48 cached, 0 failed" in again
+    assert "0 done, 48 skipped, 0 failed" in again
 
 
 def test_training_is_deterministic_and_survives_a_kill(settings_of_small_set, trained, tmp_path):
