@@ -12,8 +12,8 @@ from pipeline.config import HeadConfig, TrainConfig
 from pipeline.models.heads import Head
 from pipeline.runs.dataset import ClipSet, classify
 
-CLIPS_PER_THREAD = 64
-"""Clips of a batch per thread. With fewer, threads mostly wait for each other, and long if the machine is busy."""
+FRAMES_PER_THREAD = 400
+"""Frames of a batch per thread. With fewer, threads mostly wait for each other, and long if the machine is busy."""
 
 
 def fit(
@@ -31,7 +31,8 @@ def fit(
     devices = [device] if device.type == "cuda" else []
     number = int(is_train_N.sum())
     batch_size = config.batch_size or min(max(number // 64, 32), max(number // 8, 2), 512)
-    threads = threadpool_limits(min(torch.get_num_threads(), max(batch_size // CLIPS_PER_THREAD, 1)), "openmp")
+    useful = max(batch_size * clips.frames_NTF.shape[1] // FRAMES_PER_THREAD, 1)
+    threads = threadpool_limits(min(torch.get_num_threads(), useful), "openmp")
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True), threads:
         torch.manual_seed(config.seed)
         head = Head.build(clips.widths, clips.classes, head_config).to(device)
