@@ -3,10 +3,12 @@
     python scripts/make_demo_data.py data/demo --pairs changes orbits
     python scripts/make_demo_data.py data/movements --pairs movements
     python scripts/make_demo_data.py data/lamps --pairs lamps --frames 90 --period 22 90
+    python scripts/make_demo_data.py data/stills --pairs stills
 
 Classes come in pairs. Both classes of a pair hold the same frames in opposite order, so the average frame cannot tell
 them apart. Changes (Grow/Shrink) and movements (Right/Left) go one way, so a linear layer on averages of segments can.
-Cycles start anywhere and repeat, so it cannot, but the LSTM can: an object that orbits, or four lamps lit in turn.
+Cycles start anywhere and repeat, so it cannot, but the LSTM can: an object that orbits, or four lamps lit in turn. In
+stills (Disc/Square) nothing moves.
 
 Every group has its own object, background and colours. Files are MPEG-4 AVI, H.264 MP4 and VP9 WebM; some are portrait,
 some have a variable frame rate.
@@ -27,7 +29,8 @@ CHANGES = [("Appear", "Vanish"), ("Grow", "Shrink"), ("Open", "Close"), ("Sharpe
 MOVEMENTS = [("Right", "Left"), ("Down", "Up"), ("Grow", "Shrink"), ("Clockwise", "Counterclockwise")]
 ORBITS = [("OrbitRight", "OrbitLeft")]
 LAMPS = [("LampsRight", "LampsLeft")]
-PAIRS = {"changes": CHANGES, "movements": MOVEMENTS, "orbits": ORBITS, "lamps": LAMPS}
+STILLS = [("Disc", "Square")]
+PAIRS = {"changes": CHANGES, "movements": MOVEMENTS, "orbits": ORBITS, "lamps": LAMPS, "stills": STILLS}
 # High quality throughout: if it rose or fell along a clip, even the average frame would tell the direction. With mbtree
 # x264's files differ from run to run.
 CODECS = [
@@ -91,6 +94,13 @@ class Scene:
             draw.ellipse([*(at - size), *(at + size)], fill="white" if lamp == lit else "black")
         return picture
 
+    def with_shape(self, centre: np.ndarray, radius: float, shape: str) -> Image.Image:
+        """Draw a disc or a square."""
+        picture = self.background.copy()
+        draw = ImageDraw.Draw(picture)
+        (draw.ellipse if shape == "Disc" else draw.rectangle)([*(centre - radius), *(centre + radius)], fill="white")
+        return picture
+
     def frame(self, action: str, progress: float, centre: np.ndarray, radius: float) -> Image.Image:
         """Draw the first action of a pair at `progress`: 0 to 1, or turns of a cycle."""
         width, height = self.size
@@ -118,6 +128,8 @@ class Scene:
                 return self.with_object(np.array(self.size) / 2 + 0.25 * min(self.size) * turn, 0.5 * radius)
             case "LampsRight":
                 return self.with_lamps(centre, radius, lit=int(4 * progress) % 4)
+            case "Disc" | "Square":
+                return self.with_shape(centre, 0.8 * radius, action)
         raise ValueError(action)
 
 
@@ -128,7 +140,7 @@ def render(
     width, height = scene.size
     radius = rng.uniform(0.3, 0.42) * min(scene.size)
     centre = np.array([rng.uniform(0.35, 0.65) * width, rng.uniform(0.35, 0.65) * height])
-    drift = rng.uniform(-0.08, 0.08, 2) * min(scene.size)
+    drift = rng.uniform(-0.08, 0.08, 2) * min(scene.size) * (action not in STILLS[0])
     begin, end = rng.uniform(0.0, 0.25), rng.uniform(0.75, 1.0)
     light = rng.uniform(0.8, 1.2)
     cyclic = action in (ORBITS[0][0], LAMPS[0][0])
@@ -167,11 +179,12 @@ def make_group(videos: Path, group: int, args: argparse.Namespace) -> list[str]:
         for clip in range(1, args.clips + 1):
             rng = np.random.default_rng([args.seed, group, pair, clip])
             frames = render(scene, labels[0], args.frames, args.period, rng)
+            opposite = render(scene, labels[1], args.frames, args.period, rng) if labels in STILLS else frames[::-1]
             suffix, codec, options = CODECS[(group + pair + clip) % len(CODECS)]
             # Every fifth group has a variable frame rate where the container can hold one; AVI cannot.
             uneven = group % 5 == 0 and suffix != "avi"
             gaps = rng.integers(1, 4, args.frames + 1) if uneven else np.ones(args.frames + 1, np.int64)
-            for label, ordered in ((labels[0], frames), (labels[1], frames[::-1])):
+            for label, ordered in zip(labels, (frames, opposite), strict=True):
                 name = f"{label}/v_{label}_g{group:02d}_c{clip:02d}.{suffix}"
                 (videos / label).mkdir(parents=True, exist_ok=True)
                 # The last frame is written twice, because a file's last frame is never sampled.
