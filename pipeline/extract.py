@@ -22,7 +22,7 @@ from pipeline.video.workers import Failure, run_isolated
 def extract(
     config: Config, settings: Sequence[str] = (), shard: tuple[int, int] = (1, 1), retry_failed: bool = False
 ) -> None:
-    """Compute the missing features of a data set, or for the shard (i, n) of the i-th of n parts of it.
+    """Compute the missing features of a data set, or of its shard (i, n), the i-th of n parts.
 
     `settings` are the arguments that give the configuration, for the commands in messages."""
     began = time.monotonic()
@@ -41,7 +41,7 @@ def extract(
     outcomes = f"{counts['done']} done{partial}, {counts['skipped']} skipped, {counts['failed']} failed"
     print(f"extract: {outcomes}{rate}, {time.monotonic() - began:.0f} s")
     if counts["failed before"]:
-        print(f"{counts['failed before']} clips failed before and were not tried again; --retry-failed does so.")
+        print(f"{counts['failed before']} clips failed before and were skipped; use --retry-failed to try them again.")
     if failed := counts["failed"]:
         print(f"Why they failed: {command('failures', *settings)}")
         if failed == len(clips):

@@ -14,7 +14,7 @@ from pipeline.video.workers import Failure, run_isolated
 
 
 def failures(config: Config, settings: list[str], clip_id: str | None) -> None:
-    """Print failed and partial clips, or what each decoder says of one clip. `settings` are the arguments
+    """Print failed and partial clips, or what each decoder reports for one clip. `settings` are the arguments
     that give the configuration."""
     clips, _, _ = read_clips(config.data)
     if clip_id is not None:

@@ -38,8 +38,7 @@ def train(config: Config, run: str) -> None:
     if len(dataset.classes) == 1:
         raise KinemaError("the data set has only one class; data.root must be the folder that holds all classes")
     store = FeatureStore.last(config)
-    splits = [split for split in ("train", "val", "test") if dataset.of(split)]
-    found = {split: find_clips(store, dataset, split, config.max_missing) for split in splits}
+    found = {split: find_clips(store, dataset, split, config.max_missing) for split in ("train", "val")}
     learned = found["train"] | found["val"]
     identity = _digest(f"{store.fingerprint} {config.head} {config.train} {dataset.classes}", learned)
     trained_on = bundle.metadata().get("identity")
@@ -48,6 +47,8 @@ def train(config: Config, run: str) -> None:
         return
     if trained_on not in (None, identity):
         raise ConfigError(f"{bundle.folder} was trained on other clips or features; {REMEDY}")
+    if dataset.of("test"):  # So that `evaluate` does not fail after the training.
+        found["test"] = find_clips(store, dataset, "test", config.max_missing)
     for split, clips in found.items():
         print(f"{split}: {len(clips)} clips in {len({clip.group for clip in clips})} groups")
     warn_of_conflicts(learned)
@@ -94,7 +95,7 @@ def _train(
     print(f"{kind}: validation top-1 {history[kind][-1]['val_top1']:.3f}, loss {history[kind][-1]['val_loss']:.3f}")
     if fused := [n for n, w in enumerate(heads[kind].weights) if 0 < w < 1]:
         shown = ", ".join(f"{[*heads[kind].branches][n]} {weights[kind][n]:.2f}" for n in fused)
-        print(f"{kind}: weights of the branches: {shown}")
+        print(f"{kind}: fusion weights: {shown}")
     if config.train.refit:
         reduction, _, heads = fit_on(torch.ones_like(is_train_N), f"{kind}-refit")
         print(f"Refit on train + val ({len(clips)} clips).")

@@ -37,7 +37,7 @@ def main() -> None:
         config = build(Config, file, overrides)
         for kind in args.kinds:
             of_kind = replace(config, head=replace(config.head, kind=kind))
-            runs = [run_once(of_kind, file.stem, split, seed) for split in args.splits for seed in args.seeds]
+            runs = [run_once(of_kind, file, split, seed) for split in args.splits for seed in args.seeds]
             lines += rows_of(f"{file.stem}, {kind}", runs)
     print(f"\nMean top-1 and standard deviation over {len(args.splits)} splits x {len(args.seeds)} seeds.")
     print("Gain: paired difference to the baseline, with the 95 % confidence interval over groups.\n")
@@ -45,13 +45,13 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def run_once(config: Config, name: str, split: int, seed: int) -> list[dict[str, str]]:
+def run_once(config: Config, file: Path, split: int, seed: int) -> list[dict[str, str]]:
     """Train and evaluate one run, and return the rows of its predictions.csv."""
     official = isinstance(load_dataset(config.data).split, int)
     data = replace(config.data, split=split) if official else replace(config.data, split_seed=split)
     config = replace(config, data=data, train=replace(config.train, seed=seed), tracking="off")
-    run = f"{name}-{config.head.kind}-s{split}-r{seed}"
-    extract(config)
+    run = f"{file.stem}-{config.head.kind}-s{split}-r{seed}"
+    extract(config, [f"--config={file}"])
     train(config, run)
     evaluate(config.runs / run, {"tracking": "off"})
     with (config.runs / run / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:

@@ -1,4 +1,4 @@
-"""Generate a small UCF101-style set of real video files whose classes differ only in the order of their frames.
+"""Generate a small UCF101-style set of real video files whose classes differ in the order of their frames.
 
     python scripts/make_demo_data.py data/demo --pairs changes orbits
     python scripts/make_demo_data.py data/movements --pairs movements

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, command
 from pipeline.base.settings import build, flatten, to_yaml, yaml_differences
 from pipeline.cli import ARGUMENTS, COMMANDS, main
 from pipeline.config import OVERRIDABLE, Config, DataConfig
 
-from conftest import REPOSITORY, kinema, quick_settings, touch, write_video
+from conftest import REPOSITORY, kinema, quick_settings, touch, write_csv, write_video
 
 
 def fails(code, message, *arguments):
@@ -293,6 +294,32 @@ def test_too_many_missing_clips_stop_training(tmp_path):
     assert "could not be read (Bad" in kinema("train", *settings, "--max-missing", 0.5)[0]
 
 
+def test_unreadable_test_clips_stop_training_too(tmp_path):
+    names = [f"{label}/{split}.mp4" for label in "ab" for split in ("train", "val", "test")]
+    for name in names:
+        path = write_video(tmp_path / "videos" / name, "libx264", frames=5)
+        if path.stem == "test":
+            path.write_text(f"This is not a video, {name}.")
+    rows = [(name, name[0], name[2:-4]) for name in names]
+    settings = [
+        *quick_settings(tmp_path),
+        "--data.lists",
+        write_csv(tmp_path / "l.csv", ("path", "label", "split"), *rows),
+    ]
+    kinema("extract", *settings)
+    _, error = kinema("train", *settings, "--run", "few", code=1)
+    assert "test: 2 of 2 clips could not be read" in error
+
+
+def test_commands_in_messages_can_be_pasted(monkeypatch, tmp_path):
+    (tmp_path / "kinema").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert command("predict", "my clip.mp4") == "kinema predict 'my clip.mp4'"
+    (tmp_path / "kinema").unlink()
+    program, *arguments = shlex.split(command("predict", "\x1b[2J"))
+    assert Path(program).is_file() and arguments[-2:] == ["predict", "\\x1b[2J"]
+
+
 def test_names_cannot_steer_the_terminal_or_break_the_report(tmp_path):
     names = ["\x1b[2Jclear", "new\nline", "<script>", "a|b", "$x", os.fsdecode(b"latin\xe9")]
     for name in names:
@@ -301,7 +328,7 @@ def test_names_cannot_steer_the_terminal_or_break_the_report(tmp_path):
     (tmp_path / "videos" / names[0] / "bad\x07.mp4").write_text("This is not a video.")
     settings = [*quick_settings(tmp_path), "--max-missing", 1]
     printed = [*kinema("extract", *settings), *kinema("train", *settings, "--run", "odd", "--train.epochs", 1)]
-    printed += kinema("evaluate", tmp_path / "odd")
+    printed += [*kinema("failures", *settings), *kinema("evaluate", tmp_path / "odd")]
     printed += kinema("predict", tmp_path / "odd", tmp_path / "videos" / names[0] / "bad\x07.mp4", code=1)
     printed += kinema("predict", tmp_path / "odd", next((tmp_path / "videos" / names[0]).glob("*0.mp4")))
     assert not any(char in text for text in printed for char in "\x1b\x07")

@@ -47,7 +47,7 @@ def test_frames_are_right_where_gops_are_open(tmp_path, name):
         clip = decode_clip(path, frames, start, end)
         assert numbers(clip.frames) == list(clip.indices)
         assert len(clip.indices) == clip.planned and clip.decoder == "pyav"
-    with pytest.raises(DecodeError, match="not used for such files: "):
+    with pytest.raises(DecodeError, match="decord is unreliable for this file: "):
         read_decord(path, read_table(path), np.array([50]))
 
 

@@ -104,6 +104,20 @@ def test_the_learning_rate_rises_and_falls():
     assert schedule(1 / 3, 0) == pytest.approx(0.75)
 
 
+def test_small_batches_are_trained_on_one_thread():
+    before, threads = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for size in (2, 1000):
+            clips = clips_of(torch.randn(2000, 1, 3 * WIDTH), torch.arange(2000) % 3)
+            every, config = torch.ones(2000, dtype=torch.bool), TrainConfig(epochs=1, batch_size=size)
+            head = HeadConfig(kind="mean")
+            fit(head, config, clips, every, torch.device("cpu"), lambda _: threads.append(torch.get_num_threads()))
+        assert [*threads, torch.get_num_threads()] == [1, 2, 2]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_one_step_trains():
     clips = random_clips(8)
     (head, history), (start, _) = (
@@ -138,5 +152,5 @@ def test_stacking_finds_the_branch_that_knows(knows):
     weights = dict(zip(head.branches, fit_weights(logs, labels, head.weights).tolist(), strict=True))
     assert weights.pop("mean") == 0  # A baseline only.
     assert weights.pop(knows) > 1.5 and weights.popitem()[1] < 0.1
-    flat = torch.zeros_like(logs).log_softmax(-1)  # Clips that say nothing.
-    torch.testing.assert_close(fit_weights(flat, labels, head.weights), torch.tensor([0, 0.5, 0.5]))
+    few = fit_weights(logs[:, :1], labels[:1], head.weights)  # Without a prior, one weight would grow without limit.
+    assert 1 < few.max() < 3

@@ -36,5 +36,6 @@ def summarize(names: list[str], most: int = 3) -> str:
 
 def command(*arguments: object) -> str:
     """Return a `kinema` command to paste into a shell, with the path of `kinema` if the shell would not find it."""
-    program = "kinema" if shutil.which("kinema") else Path(sys.executable).with_name("kinema")
-    return shlex.join(map(str, (program, *arguments)))
+    installed = Path(sys.executable).with_name("kinema")
+    program = [installed] if installed.exists() else [sys.executable, "-m", "pipeline.cli"]
+    return printable(shlex.join(map(str, [*(["kinema"] if shutil.which("kinema") else program), *arguments])))

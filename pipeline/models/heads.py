@@ -70,9 +70,8 @@ class LSTM(Sequence):
 
     def build(self, config: HeadConfig) -> int:
         between = config.dropout if config.layers > 1 else 0
-        size = config.hidden
-        self.lstm = nn.LSTM(size, size, config.layers, True, True, between, self.bidirectional)
-        return size * (1 + self.bidirectional)
+        self.lstm = nn.LSTM(config.hidden, config.hidden, config.layers, True, True, between, self.bidirectional)
+        return config.hidden * (1 + self.bidirectional)
 
     def states(self, inputs_NTH: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         if int(lengths_N.min()) == inputs_NTH.shape[1]:
@@ -132,7 +131,7 @@ KINDS |= {kind: {**KINDS["pyramid"], kind: model} for kind, model in SEQUENCE.it
 
 
 class Head(nn.Module):
-    """Branches, and the weight of each in the sum of their log-probabilities; `mean` has none beside others."""
+    """Branches, and their weights in the sum of log-probabilities; `mean` has weight 0 unless it is alone."""
 
     def __init__(self, branches: dict[str, nn.Module]):
         super().__init__()

@@ -7,7 +7,7 @@ from pipeline.models.heads import Head
 from pipeline.runs.dataset import ClipSet
 
 PRIOR = 0.1
-"""Strength of the Gaussian prior around the first weights, in clips."""
+"""Strength of the Gaussian prior around the initial weights, in clips."""
 
 
 @torch.no_grad()
@@ -21,8 +21,8 @@ def fit_weights(logs_PNC: torch.Tensor, labels_N: torch.Tensor, start_P: torch.T
     """Find the non-negative weights, float32 [P], with the highest likelihood of clips not used for training.
 
     The sum of weighted log-probabilities is a product of experts (Hinton, 2002): an uninformative branch gets the
-    weight 0, and an overconfident one less than 1. The problem is convex. A Gaussian prior around `start_P` decides
-    where clips are few. A branch that starts at 0 stays there."""
+    weight 0, and an overconfident one less than 1. The problem is convex. A Gaussian prior around `start_P` dominates
+    when clips are few. A branch that starts at 0 stays there."""
     roots = start_P.sqrt().requires_grad_()
     optimizer = torch.optim.LBFGS([roots], max_iter=200, line_search_fn="strong_wolfe")
 

@@ -13,7 +13,7 @@ from pipeline.models.heads import Head
 from pipeline.runs.dataset import ClipSet, classify
 
 FRAMES_PER_THREAD = 400
-"""Frames of a batch per thread. With fewer, threads mostly wait for each other, and long if the machine is busy."""
+"""Frames of a batch per thread. With fewer, synchronisation costs more than threads gain if the machine is busy."""
 
 
 def fit(
@@ -31,7 +31,7 @@ def fit(
     devices = [device] if device.type == "cuda" else []
     number = int(is_train_N.sum())
     batch_size = config.batch_size or min(max(number // 64, 32), max(number // 8, 2), 512)
-    useful = max(batch_size * clips.frames_NTF.shape[1] // FRAMES_PER_THREAD, 1)
+    useful = max(min(batch_size, number) * clips.frames_NTF.shape[1] // FRAMES_PER_THREAD, 1)
     threads = threadpool_limits(min(torch.get_num_threads(), useful), "openmp")
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True), threads:
         torch.manual_seed(config.seed)

@@ -54,7 +54,7 @@ def unsafe_reasons(path: Path, table: VideoTable) -> list[str]:
 def read_decord(path: Path, table: VideoTable, indices: np.ndarray) -> np.ndarray:
     """Read frames, uint8 [T,H,W,3]; raises `DecodeError` where decord fails or is unreliable."""
     if reasons := unsafe_reasons(path, table):
-        raise DecodeError(f"not used for such files: {', '.join(reasons)}", "decord")
+        raise DecodeError(f"decord is unreliable for this file: {', '.join(reasons)}", "decord")
     distinct, places = np.unique(indices, return_inverse=True)
     try:
         with decoder_log() as lines:
