@@ -36,7 +36,8 @@ def fit(
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True), threads:
         torch.manual_seed(config.seed)
         head = Head.build(clips.widths, clips.classes, head_config).to(device)
-        optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        rate = config.learning_rate
+        optimizer = torch.optim.AdamW(head.parameters(), rate, weight_decay=config.weight_decay, fused=True)
         train, val = clips.where(is_train_N), clips.where(~is_train_N)
         prior_C = log_prior(train.labels_N, clips.classes, config.imbalance).to(device)
         steps = config.epochs * math.ceil(number / batch_size)
@@ -47,7 +48,7 @@ def fit(
             losses, norms = [], []
             for batch in torch.randperm(number).split(batch_size):
                 step += 1
-                optimizer.param_groups[0]["lr"] = config.learning_rate * schedule(step / (steps + 1), config.warmup)
+                optimizer.param_groups[0]["lr"] = rate * schedule(step / (steps + 1), config.warmup)
                 logits_PNC = head.logits(train.frames_NTF[batch].to(device), train.lengths_N[batch])
                 labels_N = train.labels_N[batch].to(device)
                 loss = branch_losses(logits_PNC, labels_N, prior_C, config.label_smoothing).sum()
@@ -59,7 +60,6 @@ def fit(
             record = {"epoch": epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
             record |= {"loss": torch.stack(losses).mean().item(), "grad_norm": torch.stack(norms).mean().item()}
             if not math.isfinite(record["loss"]):
-                rate = config.learning_rate
                 raise KinemaError(f"train.learning_rate {rate:g} is too high: the loss overflows; try {rate / 10:g}")
             if len(val.labels_N):
                 scores_NC = classify(head.eval(), val, device)
