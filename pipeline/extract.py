@@ -41,7 +41,7 @@ def extract(
     outcomes = f"{counts['done']} done{partial}, {counts['skipped']} skipped, {counts['failed']} failed"
     print(f"extract: {outcomes}{rate}, {time.monotonic() - began:.0f} s")
     if counts["failed before"]:
-        print(f"{counts['failed before']} clips failed before and were not tried; use --retry-failed to try them again.")
+        print(f"{counts['failed before']} clips failed before and were not tried; --retry-failed tries them again.")
     if failed := counts["failed"]:
         print(f"Why they failed: {command('failures', *settings)}")
         if failed == len(clips):
