@@ -4,14 +4,14 @@
 
 Pretraining sees all training clips without their labels. Its task is `order`, whether the frames of a clip were
 shuffled, or `next`, the motion of the next frame (of the previous one for the backward direction). Features must be
-there. Prints the top-1 accuracy of the BiLSTM branch alone on the test split, mean and standard deviation over seeds.
+there. Prints the top-1 accuracy on the test split of the BiLSTM branch alone and of the head, its sum with the pyramid
+(with equal weights, since so few clips leave none for validation): mean and standard deviation over seeds.
 """
 
 import argparse
 import random
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from pipeline.base.settings import build
 from pipeline.config import Config
 from pipeline.data.splits import load_dataset
 from pipeline.features.store import FeatureStore
-from pipeline.models.heads import BiLSTM
+from pipeline.models.heads import BiLSTM, Pyramid
 from pipeline.models.reduction import frame_mask, segment_means
 from pipeline.runs.dataset import ClipSet, fit_reduction, load_clips
 from pipeline.runs.trainer import schedule
@@ -38,24 +38,32 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[1, 3, 10], help="labelled clips per class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    print("| set | labels per class | " + " | ".join(TASKS) + " |\n|---|--:|" + "--:|" * len(TASKS))
+    print("| set | part | labels per class | " + " | ".join(TASKS) + " |\n|---|---|--:|" + "--:|" * len(TASKS))
     for file in args.config:
         config = build(Config, file, {})
         train, test = load(config)
         found = defaultdict(list)
         for seed in tqdm(args.seeds, file.stem, disable=None):
+            labelled = {labels: few(train, labels, seed) for labels in args.labels}
+            pyramids = {}
+            for labels, clips in labelled.items():
+                torch.manual_seed(seed)
+                pyramids[labels] = train_and_test(Pyramid(train.widths, train.classes, config.head), clips, test)
             for task in TASKS:
                 torch.manual_seed(seed)
                 start = BiLSTM(train.widths, train.classes, config.head)
                 pretrain(start, train, task)
-                for labels in args.labels:
+                for labels, clips in labelled.items():
                     branch = BiLSTM(train.widths, train.classes, config.head)
                     branch.load_state_dict(start.state_dict())
-                    found[labels, task].append(train_and_test(branch, few(train, labels, seed), test))
-        for labels in args.labels:
-            values = [torch.tensor(found[labels, task]) for task in TASKS]
-            cells = [f"{value.mean():.3f} ± {value.std(correction=0):.3f}" for value in values]
-            print(f"| {file.stem} | {labels} | {' | '.join(cells)} |", flush=True)
+                    logs_NC = train_and_test(branch, clips, test)
+                    for part, sum_NC in (("LSTM", logs_NC), ("head", logs_NC + pyramids[labels])):
+                        found[part, labels, task].append((sum_NC.argmax(1) == test.labels_N).float().mean().item())
+        for part in ("LSTM", "head"):
+            for labels in args.labels:
+                values = [torch.tensor(found[part, labels, task]) for task in TASKS]
+                cells = [f"{value.mean():.3f} ± {value.std(correction=0):.3f}" for value in values]
+                print(f"| {file.stem} | {part} | {labels} | {' | '.join(cells)} |", flush=True)
 
 
 def load(config: Config) -> tuple[ClipSet, ClipSet]:
@@ -63,9 +71,7 @@ def load(config: Config) -> tuple[ClipSet, ClipSet]:
     dataset, store = load_dataset(config.data), FeatureStore.last(config)
     train, test = ([clip for clip in dataset.clips if (clip.split == "test") == is_test] for is_test in (False, True))
     train, test = ([clip for clip in clips if store.find(clip)] for clips in (train, test))
-    # The BiLSTM reads the motion alone.
-    head = replace(config.head, pca_components=1)
-    reduction = fit_reduction(replace(config, head=head), store, train)
+    reduction = fit_reduction(config, store, train)
     return tuple(load_clips(store, clips, dataset.classes, reduction) for clips in (train, test))
 
 
@@ -79,15 +85,14 @@ def few(clips: ClipSet, number: int, seed: int) -> ClipSet:
 
 
 def optimize(modules: nn.Module, clips: ClipSet, loss_of: Callable[..., torch.Tensor]) -> None:
-    """Minimise `loss_of` batches: motion [N,T,M], lengths, labels."""
+    """Minimise `loss_of` batches: frames [N,T,F], lengths, labels."""
     optimizer = torch.optim.AdamW(modules.parameters(), 1e-3, weight_decay=0.05)
     modules.train()
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = 1e-3 * schedule((step + 1) / (STEPS + 1), 0.1)
         batch = torch.randint(len(clips.labels_N), (BATCH,))
-        motion_NTM = clips.frames_NTF[batch][..., -clips.widths[1] :]
         optimizer.zero_grad()
-        loss_of(motion_NTM, clips.lengths_N[batch], clips.labels_N[batch]).backward()
+        loss_of(clips.frames_NTF[batch], clips.lengths_N[batch], clips.labels_N[batch]).backward()
         optimizer.step()
     modules.eval()
 
@@ -104,7 +109,11 @@ def pretrain(branch: BiLSTM, clips: ClipSet, task: str) -> None:
     }
     tops = nn.ModuleDict(layers)
     loss = {"order": order_loss, "next": next_loss}[task]
-    optimize(nn.ModuleList([branch, tops]), clips, lambda motion, lengths, _: loss(branch, tops, motion, lengths))
+    optimize(
+        nn.ModuleList([branch, tops]),
+        clips,
+        lambda frames, lengths, _: loss(branch, tops, frames[..., -motion:], lengths),
+    )
 
 
 def order_loss(branch: BiLSTM, tops: nn.ModuleDict, motion_NTM: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
@@ -126,11 +135,11 @@ def next_loss(branch: BiLSTM, tops: nn.ModuleDict, motion_NTM: torch.Tensor, len
     return after.square().mean() + before.square().mean()
 
 
-def train_and_test(branch: BiLSTM, clips: ClipSet, test: ClipSet) -> float:
-    """Train on labelled clips and return the accuracy on the test clips."""
-    optimize(branch, clips, lambda motion, lengths, labels: cross_entropy(branch(motion, lengths), labels))
+def train_and_test(branch: nn.Module, clips: ClipSet, test: ClipSet) -> torch.Tensor:
+    """Train on labelled clips and return the log-probabilities of the test clips, [N,C]."""
+    optimize(branch, clips, lambda frames, lengths, labels: cross_entropy(branch(frames, lengths), labels))
     with torch.no_grad():
-        return (branch(test.frames_NTF, test.lengths_N).argmax(1) == test.labels_N).float().mean().item()
+        return branch(test.frames_NTF, test.lengths_N).log_softmax(-1)
 
 
 if __name__ == "__main__":
