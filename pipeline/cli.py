@@ -6,7 +6,7 @@ Video action recognition with a frozen CNN, cached features and a BiLSTM.
   train     Train a head and its linear baselines on cached features.
   evaluate  Evaluate a trained run on its test split.
   probe     Test whether a trained run depends on the order of frames.
-  predict   Classify video files.
+  predict   Classify videos.
   failures  Show which clips could not be read and why.
   store     List, verify or prune the cached features.
 
@@ -83,14 +83,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 COMMANDS = dict(line.split(maxsplit=1) for line in __doc__.splitlines() if line.startswith("  "))
+SOURCES = "file, folder, 'glob', list.txt, http(s) URL, or - for a list on standard input; -- before names with a dash"
 ARGUMENTS = (
     ("extract train failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
     ("evaluate probe predict", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
     ("extract", "--shard", dict(type=_shard, metavar="I/N", default=(1, 1), help="process only the I-th of N parts")),
     ("extract", "--retry-failed", dict(action="store_true", help="try clips again that failed before")),
     ("train", "--run", dict(metavar="NAME", help="name of the run (default: name of the config file)")),
-    ("predict", "videos", dict(type=Path, nargs="+", metavar="VIDEO", help="put -- before files that start with -")),
+    ("predict", "sources", dict(nargs="+", metavar="SOURCE", help=SOURCES)),
     ("predict probe", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
+    ("predict", "--csv", dict(action="store_true", dest="as_csv", help="print CSV")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
     ("store", "action", dict(nargs="?", choices=("list", "verify", "prune"), default="list", help="default: list")),

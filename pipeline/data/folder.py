@@ -28,7 +28,7 @@ def split_of(name: str) -> str:
 
 def read_folder(root: Path) -> list[Clip]:
     """Read `<class>/<clip>`, `<split>/<class>/<clip>` or `<class>/<split>/<clip>`, with clips at any depth."""
-    paths = list(_files(root))
+    paths = list(files_in(root))
     found = [path.relative_to(root).parts for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
     others = Counter(path.suffix for path in paths if path.suffix.lower() not in VIDEO_SUFFIXES)
     of_split = _split_level(root, [parts[:-1] for parts in found if len(parts) > 1])
@@ -78,7 +78,7 @@ def _split_level(root: Path, folders: list[tuple[str, ...]]) -> int | None:
     return None
 
 
-def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def files_in(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Yield files at any depth, following links, and folders named like videos, to be reported as unreadable."""
     real = folder.resolve()
     if any(parent.is_relative_to(real) for parent in above):  # A link upwards would be followed for ever.
@@ -89,6 +89,6 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         raise KinemaError(f"{folder}: {error.strerror}; make it readable or move it out of data.root") from None
     for path in paths:
         if path.suffix.lower() not in VIDEO_SUFFIXES and path.is_dir():
-            yield from _files(path, (*above, real))
+            yield from files_in(path, (*above, real))
         else:
             yield path

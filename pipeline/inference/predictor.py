@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.base.errors import KinemaError
+from pipeline.base.errors import KinemaError, printable
 from pipeline.base.settings import build
 from pipeline.config import Config
 from pipeline.data.clip import Clip
@@ -20,9 +20,24 @@ from pipeline.video.workers import Failure
 
 
 class Prediction(NamedTuple):
+    classes: list[str]
     logits: torch.Tensor  # float32 [C].
     frames: int  # Fewer than planned where the file is damaged.
     planned: int
+
+    def top(self, number: int = 5) -> list[dict[str, Any]]:
+        """Return the most likely classes: [{"label": "Archery", "probability": 0.9312}, ...]."""
+        values, order = self.logits.softmax(0).topk(min(number, len(self.classes)))
+        pairs = zip(values.tolist(), order.tolist(), strict=True)
+        return [{"label": self.classes[place], "probability": round(value, 4)} for value, place in pairs]
+
+    @property
+    def label(self) -> str:
+        return self.top(1)[0]["label"]
+
+    @property
+    def probability(self) -> float:
+        return self.top(1)[0]["probability"]
 
 
 class Predictor:
@@ -36,7 +51,14 @@ class Predictor:
             made = "trained on features that another version of Kinema or timm made"
             raise KinemaError(f"{run}: {made}; extract and train again")
 
-    def __call__(self, videos: str | Path | Iterable[str | Path]) -> Iterator[tuple[Path, Prediction | Failure]]:
+    def predict(self, video: str | Path) -> Prediction:
+        """Classify one video as a whole; raises a KinemaError if it cannot be read."""
+        [(path, answer)] = self.predict_many([video])
+        if isinstance(answer, Failure):
+            raise KinemaError(f"{printable(path)}: cannot be read: {answer.reason}")
+        return answer
+
+    def predict_many(self, videos: str | Path | Iterable[str | Path]) -> Iterator[tuple[Path, Prediction | Failure]]:
         """Yield (video, prediction or failure) in the given order, each video once."""
         paths = list(dict.fromkeys(map(Path, [videos] if isinstance(videos, str | Path) else videos)))
         clips = [Clip(id=str(path), path=path, label="", group="") for path in paths]
@@ -48,14 +70,13 @@ class Predictor:
                     done[clip.path] = outcome if isinstance(outcome, Failure) else self._classify(outcome)
                 yield path, done.pop(path)
 
+    __call__ = predict_many
+
     def best(self, prediction: Prediction, top: int = 5) -> list[dict[str, Any]]:
-        """Return the most likely classes: [{"label": "Archery", "probability": 0.9312}, ...]."""
-        values, order = prediction.logits.softmax(0).topk(min(top, len(self.classes)))
-        pairs = zip(values.tolist(), order.tolist(), strict=True)
-        return [{"label": self.classes[place], "probability": round(value, 4)} for value, place in pairs]
+        return prediction.top(top)
 
     @torch.inference_mode()
     def _classify(self, clip: ClipFeatures) -> Prediction:
         features_1TD = torch.from_numpy(clip.features)[None].to(self.device, torch.float32)
         logits_1C = self.classifier(features_1TD, torch.tensor([len(clip.features)]))
-        return Prediction(logits_1C[0].cpu(), len(clip.features), clip.planned)
+        return Prediction(self.classes, logits_1C[0].cpu(), len(clip.features), clip.planned)
