@@ -82,8 +82,17 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
+def _const(name: str, value: str, default: str) -> dict[str, str]:
+    return dict(action="store_const", dest=name, const=value, default=default)
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
 COMMANDS = dict(line.split(maxsplit=1) for line in __doc__.splitlines() if line.startswith("  "))
 SOURCES = "file, folder, 'glob', list.txt, http(s) URL, or - for a list on standard input; -- before names with a dash"
+FORMATS = "also save segments: srt, vtt, eaf, activitynet, labelstudio; several with commas"
 ARGUMENTS = (
     ("extract train failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
     ("evaluate probe predict", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
@@ -91,8 +100,13 @@ ARGUMENTS = (
     ("extract", "--retry-failed", dict(action="store_true", help="try clips again that failed before")),
     ("train", "--run", dict(metavar="NAME", help="name of the run (default: name of the config file)")),
     ("predict", "sources", dict(nargs="+", metavar="SOURCE", help=SOURCES)),
-    ("predict probe", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
-    ("predict", "--csv", dict(action="store_true", dest="as_csv", help="print CSV")),
+    ("probe", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
+    ("predict", "--json", dict(_const("style", "json", "table"), help="print a JSON object for each answer")),
+    ("predict", "--csv", dict(_const("style", "csv", "table"), help="print CSV")),
+    ("predict", "--whole", dict(_const("mode", "whole", "auto"), help="take every video as one clip")),
+    ("predict", "--segments", dict(_const("mode", "segments", "auto"), help="divide every video into segments")),
+    ("predict", "--save", dict(type=_names, dest="formats", metavar="FORMATS", default=[], help=FORMATS)),
+    ("predict", "--out", dict(type=Path, metavar="FOLDER", default=Path(), help="folder for saved files (default: .)")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
     ("store", "action", dict(nargs="?", choices=("list", "verify", "prune"), default="list", help="default: list")),

@@ -19,8 +19,10 @@ from pipeline.features.store import FeatureStore
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
+from pipeline.models.windows import Window
 from pipeline.runs.bundle import Bundle
 from pipeline.runs.dataset import ClipSet, find_clips, fit_reduction, load_clips, warn_of_conflicts
+from pipeline.runs.recordings import fit_window
 from pipeline.runs.stacking import branch_log_probs, fit_weights
 from pipeline.runs.tracking import Tracker
 from pipeline.runs.trainer import fit
@@ -55,20 +57,26 @@ def train(config: Config, run: str) -> None:
     bundle.begin(config, dataset, learned, store.backbone_file)
     with Tracker(config, bundle.folder, "train") as tracker:
         began = time.monotonic()
-        classifiers, history = _train(config, store, [*learned], dataset.classes, device, tracker)
+        classifiers, history, window = _train(config, store, learned, dataset.classes, device, tracker)
         metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)}
+        metadata["window"] = json.dumps(window._asdict())
         bundle.save_models(classifiers, history, metadata)
         tracker.summary({"seconds/train": time.monotonic() - began})
     print(f"Saved {bundle.folder}. Next: {command('evaluate', bundle.folder)}")
 
 
 def _train(
-    config: Config, store: FeatureStore, clips: list[Clip], classes: list[str], device: torch.device, tracker: Tracker
-) -> tuple[dict[str, Classifier], dict[str, list[dict[str, float]]]]:
-    """Train on the training clips, find the fusion weights on the validation clips, refit on both.
+    config: Config,
+    store: FeatureStore,
+    found: dict[Clip, Header],
+    classes: list[str],
+    device: torch.device,
+    tracker: Tracker,
+) -> tuple[dict[str, Classifier], dict[str, list[dict[str, float]]], Window]:
+    """Train on the training clips, find the fusion weights and the window on the validation clips, refit on both.
 
-    Return the classifier and its baselines by kind, and the records of the epochs by stage."""
-    kind, history = config.head.kind, {}
+    Return the classifier and its baselines by kind, the records of the epochs by stage, and the window."""
+    kind, history, clips = config.head.kind, {}, [*found]
     is_train_N = torch.tensor([clip.split == "train" for clip in clips])
 
     def fit_on(mask_N: torch.Tensor, stage: str) -> tuple[Reduction, ClipSet, dict[str, Head]]:
@@ -96,12 +104,15 @@ def _train(
     if fused := [n for n, w in enumerate(heads[kind].weights) if 0 < w < 1]:
         shown = ", ".join(f"{[*heads[kind].branches][n]} {weights[kind][n]:.2f}" for n in fused)
         print(f"{kind}: fusion weights: {shown}")
+    heads[kind].weights.copy_(weights[kind])
+    window = fit_window(found, store, Classifier(reduction, heads[kind]), classes)
+    print(f"Segments of recordings: window {window.seconds:.2f} s, penalty of a change {window.penalty:g}")
     if config.train.refit:
         reduction, _, heads = fit_on(torch.ones_like(is_train_N), f"{kind}-refit")
         print(f"Refit on train + val ({len(clips)} clips).")
     for name, head in heads.items():
         head.weights.copy_(weights[name])
-    return {name: Classifier(reduction, head) for name, head in heads.items()}, history
+    return {name: Classifier(reduction, head) for name, head in heads.items()}, history, window
 
 
 def _open_bundle(config: Config, run: str) -> Bundle:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -85,11 +86,13 @@ def write_video(
     return path
 
 
-def remux(source: Path, path: Path, shift: int = 0, options: dict[str, str] | None = None) -> Path:
-    """Copy the packets into another container, shown `shift` ticks of 1/25 s later."""
+def remux(
+    source: Path, path: Path, shift: int = 0, options: dict[str, str] | None = None, frames: int | None = None
+) -> Path:
+    """Copy the packets, or the first `frames`, into another container, shown `shift` ticks of 1/25 s later."""
     with av.open(source) as before, av.open(path, "w", options=options or {}) as after:
         stream = after.add_stream_from_template(before.streams.video[0])
-        for packet in before.demux(video=0):
+        for packet in itertools.islice(before.demux(video=0), frames):
             if packet.size:
                 ticks = round(Fraction(shift, 25) / packet.time_base)
                 packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
@@ -177,3 +180,22 @@ def real_clips() -> Path:
     if not folder:
         pytest.skip("KINEMA_TEST_CLIPS names no folder of real clips")
     return Path(folder)
+
+
+def join(path: Path, clips: list[Path], frames: int = 24, size: tuple[int, int] = (160, 160), gop: int = 24) -> Path:
+    """Encode the first `frames` frames of clips one after the other, at 12 frames/s, and the last frame twice."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=12, options={"crf": "18", "g": str(gop), "x264-params": "mbtree=0"}
+        )
+        stream.height, stream.width = size
+        stream.pix_fmt, number = "yuv420p", 0
+        for place, clip in enumerate(clips, 1):
+            with av.open(clip) as source:
+                pictures = [frame for frame, _ in zip(source.decode(video=0), range(frames), strict=False)]
+            for picture in [*pictures, pictures[-1]] if place == len(clips) else pictures:
+                frame = picture.reformat(size[1], size[0], "yuv420p")
+                frame.pts, frame.time_base, number = number, Fraction(1, 12), number + 1
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

@@ -77,4 +77,3 @@ def test_csv_and_table_have_a_row_for_each_video(small_set, trained, tmp_path):
     assert [line.split()[0] for line in table.splitlines()] == [row["label"] for row in rows[:-1]]
     assert [line.split()[-1] for line in table.splitlines()] == videos
     assert len({line.index(os.sep) for line in table.splitlines()}) == 1
-    kinema("predict", trained, *videos, "--csv", "--json", code=2)

@@ -28,6 +28,7 @@ class Header(NamedTuple):
     frames: int
     planned: int  # Frames asked for.
     sha256: str
+    seconds: float = 0.0  # Length of the clip, as its sampled frames are spaced; 0 for one frame.
 
 
 class DamagedEntry(Exception):
@@ -53,7 +54,9 @@ def read_entry(path: Path) -> ClipFeatures:
 def read_header(path: Path) -> Header:
     """Read an entry without its numbers, in a third of the time; damage to them is not noticed."""
     with _opened(path) as (file, metadata):
-        return Header(file.get_slice("indices").get_shape()[0], int(metadata["planned"]), path.stem[:64])
+        pts = file.get_tensor("pts")
+        seconds = float(pts[-1] - pts[0]) * len(pts) / max(len(pts) - 1, 1)
+        return Header(len(pts), int(metadata["planned"]), path.stem[:64], seconds)
 
 
 @contextmanager

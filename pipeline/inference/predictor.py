@@ -15,7 +15,11 @@ from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures
 from pipeline.features.extraction import clip_features
 from pipeline.features.store import fingerprint
+from pipeline.inference.recordings import plan_recordings, read_recording
+from pipeline.models.segmenter import Segment, Segmenter
+from pipeline.models.windows import SlidingWindow
 from pipeline.runs.bundle import Bundle
+from pipeline.video.recording import Recording
 from pipeline.video.workers import Failure
 
 
@@ -44,8 +48,10 @@ class Predictor:
     """The bundle in the folder `run`. `overrides` are settings by dotted name, such as {"device": "cpu"}."""
 
     def __init__(self, run: str | Path, overrides: dict[str, Any] | None = None):
-        bundle, self.config, self.device, classifiers = Bundle.load(Path(run), overrides or {}, "predict")
+        self.run = Path(run)
+        bundle, self.config, self.device, classifiers = Bundle.load(self.run, overrides or {}, "predict")
         self.classes, self.classifier = bundle.classes, next(iter(classifiers.values()))
+        self.window = bundle.window()
         self.backbone = Backbone(self.config.backbone, self.device, bundle.backbone_file)
         if fingerprint(build(Config, bundle.config_file, {}), self.backbone) != bundle.metadata()["fingerprint"]:
             made = "trained on features that another version of Kinema or timm made"
@@ -71,6 +77,31 @@ class Predictor:
                 yield path, done.pop(path)
 
     __call__ = predict_many
+
+    def segments(self, video: str | Path) -> Iterator[Segment]:
+        """Yield what happens in a long video, in order, each segment as soon as no later frame can change it.
+
+        Raises a KinemaError if the video cannot be read, or if the run knows no window."""
+        path = Path(video)
+        recording = self.plan([path])[path]
+        if isinstance(recording, Failure):
+            raise KinemaError(f"{printable(path)}: cannot be read: {recording.reason}")
+        yield from self.segments_of(recording)
+
+    def plan(self, paths: list[Path]) -> dict[Path, Recording | Failure]:
+        """Return how long videos are, and which of their frames are needed."""
+        if not self.window:
+            raise KinemaError(f"{self.run}: trained before runs had a window for segments; delete it and train again")
+        return plan_recordings(paths, self.window.step, self.config.decode)
+
+    def segments_of(self, recording: Recording) -> Iterator[Segment]:
+        windows = SlidingWindow(self.classifier, self.window)
+        segmenter, left = Segmenter(self.window, self.classes), len(recording.indices_T)
+        with closing(read_recording(recording, self.backbone, self.config.decode)) as parts:
+            for frames in parts:
+                left -= len(frames)
+                cells = windows.push(frames, ended=not left)
+                yield from segmenter.push(cells, None if left else recording.duration)
 
     def best(self, prediction: Prediction, top: int = 5) -> list[dict[str, Any]]:
         return prediction.top(top)

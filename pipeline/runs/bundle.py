@@ -31,6 +31,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
+from pipeline.models.windows import Window
 from pipeline.runs.dataset import find_clips
 
 FORMAT = "4"  # Increment when older bundles can no longer be read.
@@ -164,6 +165,11 @@ class Bundle:
             formats = f"format {version}, this version reads {FORMAT}"
             raise KinemaError(f"{self.folder}: by another version of Kinema ({formats}); delete it and train again")
         return metadata
+
+    def window(self) -> Window | None:
+        """Return how the run looks at recordings; None for a run of a version that only looked at clips."""
+        window = self.metadata().get("window")
+        return Window(**json.loads(window)) if window else None
 
     def load_models(self, config: Config, device: torch.device) -> dict[str, Classifier]:
         """Load the classifiers by kind, the run's own first; check that they and the CNN have not changed."""

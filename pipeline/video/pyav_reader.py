@@ -3,7 +3,7 @@
 import bisect
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -17,8 +17,11 @@ BY_BYTE = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v")  # Containers w
 ONE_TO_ONE = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")  # Codecs in which every packet gives a frame.
 
 
-def read_pyav(path: Path, table: VideoTable, indices: np.ndarray, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decode the frames that are certain; return their indices, int64 [T], ascending, and pixels, uint8 [T,H,W,3].
+def read_pyav(
+    path: Path, table: VideoTable, indices: np.ndarray, max_pixels: int, transform: Callable | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the frames that are certain; return their indices, int64 [T], ascending, and pixels, uint8 [T,H,W,3], or
+    what `transform` makes of each frame's pixels.
 
     A frame is identified by the packet that it was made from; where the container has no presentation times, by the
     packet that made the decoder return it: from its first frames on, a decoder returns at most one for each packet.
@@ -37,7 +40,7 @@ def read_pyav(path: Path, table: VideoTable, indices: np.ndarray, max_pixels: in
                     while wanted and wanted[0] < index:
                         wanted.popleft()
                     if wanted and wanted[0] == index:
-                        picture = convert(frame)
+                        picture = transform(convert(frame)) if transform else convert(frame)
                         pixels = pixels if found else np.empty((len(wanted), *picture.shape), np.uint8)
                         pixels[len(found)] = picture
                         found.append(wanted.popleft())
