@@ -105,6 +105,7 @@ ARGUMENTS = (
     ("predict", "--csv", dict(_const("style", "csv", "table"), help="print CSV")),
     ("predict", "--whole", dict(_const("mode", "whole", "auto"), help="take every video as one clip")),
     ("predict", "--segments", dict(_const("mode", "segments", "auto"), help="divide every video into segments")),
+    ("evaluate", "--segments", dict(action="store_true", help="compare the segments of whole recordings with a list")),
     ("predict", "--save", dict(type=_names, dest="formats", metavar="FORMATS", default=[], help=FORMATS)),
     ("predict", "--out", dict(type=Path, metavar="FOLDER", default=Path(), help="folder for saved files (default: .)")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),

@@ -11,6 +11,7 @@ from scipy.special import softmax
 
 from pipeline.config import Config
 from pipeline.data.clip import Clip, segment_of
+from pipeline.inference.evaluation import evaluate_segments
 from pipeline.runs import metrics, report
 from pipeline.runs.bundle import open_tested
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
@@ -18,8 +19,12 @@ from pipeline.runs.probe import probe_frame_order
 from pipeline.runs.tracking import Tracker
 
 
-def evaluate(run: Path, overrides: dict[str, str]) -> None:
-    """Measure a run's classifiers and the majority class on test clips. Reports on other data are in `other_data/`."""
+def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
+    """Measure a run's classifiers and the majority class on test clips. Reports on other data are in `other_data/`.
+
+    With `segments`, compare the segments found in whole recordings with the listed ones instead."""
+    if segments:
+        return evaluate_segments(run, overrides)
     bundle, config, device, classifiers, dataset, is_own, store, found = open_tested(run, overrides)
     history = bundle.history()  # Raises before the work begins.
     copies = bundle.copies(found)
