@@ -36,7 +36,7 @@ demo: setup demo-data ## Run the whole job on generated clips: extract, train, e
 	$(BIN)/kinema train --config configs/demo.yaml --run demo
 	$(BIN)/kinema evaluate data/runs/demo
 	$(BIN)/kinema predict data/runs/demo data/demo/videos/Grow/v_Grow_g01_c01.*
-	@echo "The run is in data/runs/demo: report.md to read, metrics.json for scripts."
+	@echo "The run is in data/runs/demo: open report.html in a browser; metrics.json is for scripts."
 
 demo-data: data/demo/splits/classInd.txt ## Generate the demo clips
 data/demo/splits/classInd.txt: | setup

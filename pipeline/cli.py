@@ -5,6 +5,8 @@ Video action recognition with a frozen CNN, cached features and a BiLSTM.
   extract   Compute the features of a data set and cache them.
   train     Train a head and its linear baselines on cached features.
   evaluate  Evaluate a trained run on its test split.
+  report    Write an HTML report of evaluated runs.
+  compare   Compare evaluated runs on the same test clips.
   probe     Test whether a trained run depends on the order of frames.
   predict   Classify videos.
   failures  Show which clips could not be read and why.
@@ -96,11 +98,12 @@ FORMATS = "also save segments: srt, vtt, eaf, activitynet, labelstudio; several 
 ARGUMENTS = (
     ("extract train failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
     ("evaluate probe predict", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
+    ("report compare", "folders", dict(type=Path, nargs="+", metavar="RUN", help="folders of runs")),
     ("extract", "--shard", dict(type=_shard, metavar="I/N", default=(1, 1), help="process only the I-th of N parts")),
     ("extract", "--retry-failed", dict(action="store_true", help="try clips again that failed before")),
     ("train", "--run", dict(metavar="NAME", help="name of the run (default: name of the config file)")),
     ("predict", "sources", dict(nargs="+", metavar="SOURCE", help=SOURCES)),
-    ("probe", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
+    ("probe compare", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
     ("predict", "--json", dict(_const("style", "json", "table"), help="print a JSON object for each answer")),
     ("predict", "--csv", dict(_const("style", "csv", "table"), help="print CSV")),
     ("predict", "--whole", dict(_const("mode", "whole", "auto"), help="take every video as one clip")),
@@ -109,6 +112,12 @@ ARGUMENTS = (
     ("predict", "--save", dict(type=_names, dest="formats", metavar="FORMATS", default=[], help=FORMATS)),
     ("predict", "--out", dict(type=Path, metavar="FOLDER", default=Path(), help="folder for saved files (default: .)")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
+    (
+        "report",
+        "--out",
+        dict(type=Path, metavar="FILE", help="default: report.html or comparison.html"),
+    ),
+    ("report", "--previews", dict(type=int, metavar="N", default=240, help="most clips to show (default: 240)")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
     ("store", "action", dict(nargs="?", choices=("list", "verify", "prune"), default="list", help="default: list")),
     ("store", "fingerprints", dict(nargs="*", metavar="FINGERPRINT", help="prune: features to remove")),
@@ -122,7 +131,8 @@ class _Parser(argparse.ArgumentParser):
         for commands, name, keywords in ARGUMENTS:
             if command in commands:
                 self.add_argument(name, **keywords)
-        self.usage = f"{self.format_usage().partition(': ')[2].strip()} [--SETTING VALUE ...]"
+        settings = " [--SETTING VALUE ...]" if OVERRIDABLE.get(command, True) else ""
+        self.usage = self.format_usage().partition(": ")[2].strip() + settings
         group = self.add_argument_group("settings")  # Parses all, shows those that the command can change.
         for name, (values, default, text) in flatten(Config).items():
             text = f"{text} (default: {default})".replace("%", "%%")
@@ -157,8 +167,16 @@ def _run(argv: list[str]) -> None:
         given = {"config": values["config"], **overrides}
         values["settings"] = [f"--{name}={value}" for name, value in given.items() if value is not None]
     config = build(Config, values.get("config"), overrides, OVERRIDABLE.get(command))
-    values |= {"config": config} if "config" in values else {"overrides": overrides}
-    if command in ("extract", "predict"):  # The decoding processes start while PyTorch is imported.
+    if "config" in values:
+        values["config"] = config
+    elif OVERRIDABLE[command]:
+        values["overrides"] = overrides
+    if command in (
+        "extract",
+        "evaluate",
+        "report",
+        "predict",
+    ):  # The decoding processes start while PyTorch is imported.
         importlib.import_module("pipeline.video.workers").preload()
     getattr(importlib.import_module(f"pipeline.{command}"), command)(**values)
 

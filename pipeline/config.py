@@ -20,6 +20,8 @@ Tracking = Literal["auto", "online", "offline", "off"]
 OVERRIDABLE: dict[str, tuple[str, ...]] = {
     "evaluate": ("data", "store", "decode", "max_missing", "device", "tracking"),
     "probe": ("data", "store", "decode", "max_missing", "device"),
+    "report": ("data.root", "decode"),
+    "compare": (),
     "predict": ("device", "decode", "backbone.engine", "backbone.precision"),
     "store": ("store",),
 }

@@ -1,8 +1,6 @@
 """Measure a trained run on its test split: `kinema evaluate data/runs/ucf101`."""
 
-import csv
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from pipeline.inference.evaluation import evaluate_segments
 from pipeline.runs import metrics, report
 from pipeline.runs.bundle import open_tested
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
+from pipeline.runs.html_report import write_report
 from pipeline.runs.probe import probe_frame_order
+from pipeline.runs.results import Results
 from pipeline.runs.tracking import Tracker
 
 
@@ -26,7 +26,7 @@ def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
     if segments:
         return evaluate_segments(run, overrides)
     bundle, config, device, classifiers, dataset, is_own, store, found = open_tested(run, overrides)
-    history = bundle.history()  # Raises before the work begins.
+    bundle.history()  # Raises before the work begins.
     copies = bundle.copies(found)
     warn_of_conflicts(found)
     clips, classes = list(found), dataset.classes
@@ -49,19 +49,21 @@ def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
         **metrics.measure(logits, test.labels_N.numpy(), [clip.group for clip in clips], classes),
     }
     result["probe"] = probe_frame_order(store, clips, classes, next(iter(classifiers.values())), device)
+    absent = [clip for clip in dataset.clips if clip not in found and clip not in bundle.trained_on and clip.split]
+    result["failures"] = [
+        {"clip": clip.id, "split": clip.split, "reason": failure.reason}
+        for clip, failure in store.failures(absent).items()
+    ]
     rows = _predictions(clips, logits, classes, copies)
     lines = sorted(f"{clip.id}\t{clip.label}\t{clip.group}\t{header.sha256}\n" for clip, header in found.items())
     content = hashlib.sha256("".join(lines).encode()).hexdigest()[:8]
     folder = run if is_own else run / "other_data" / f"{data.stem}-{content}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    report.write_report(folder, result, rows, history)
-    print(*report.summary(result), f"report: {folder / 'report.md'}", sep="\n")
-    _track(config, run, folder, result)
+    results = Results(run.absolute().name, result, rows)
+    results.write(folder)
+    print(*report.summary(result), sep="\n")
+    write_report(folder / "report.html", results, bundle, config, clips)
+    print(f"report: {folder / 'report.html'}")
+    _track(config, run, result)
 
 
 def _predictions(clips: list[Clip], logits: dict[str, np.ndarray], classes: list[str], copies: dict) -> list[dict]:
@@ -77,22 +79,16 @@ def _predictions(clips: list[Clip], logits: dict[str, np.ndarray], classes: list
             "probability": float(probabilities_NC[number].max()),
             **{f"{name}_predicted": classes[logits[name][number].argmax()] for name in others},
             "copy_of": copies[clip].id if clip in copies else "",
-            "logits": json.dumps([round(float(value), 5) for value in logits[head][number]]),
+            "logits": [round(float(value), 5) for value in logits[head][number]],
         }
         for number, clip in enumerate(clips)
     ]
 
 
-def _track(config: Config, run: Path, folder: Path, result: dict[str, Any]) -> None:
-    """Log numbers and the confusion matrix to W&B; no frames, since the clips may be private."""
+def _track(config: Config, run: Path, result: dict[str, Any]) -> None:
+    """Log numbers to W&B; no frames, since the clips may be private."""
     with Tracker(config, run, "evaluate") as tracker:
-        if not tracker.run:
-            return
-        import wandb
-
         numbers = {f"test/{key}": value for key, value in result.items() if isinstance(value, int | float | str)}
         for name, baseline in result["baselines"].items():
             numbers |= {f"{name}/{key}": value for key, value in baseline.items() if isinstance(value, float)}
         tracker.summary(numbers | {f"recall/{row['class']}": row["recall"] for row in result["per_class"]})
-        # No tables: an offline run stores those under absolute paths and cannot be moved.
-        tracker.run.log({"confusion": wandb.Image(str(folder / "confusion.png"))})

@@ -76,8 +76,7 @@ def test_an_offline_run_can_be_moved(settings_of_small_set, trained, tmp_path, m
         place = Path(re.search("upload with: wandb sync (.*)", out)[1]).resolve()
         stored = [record for record in records(place) if record.WhichOneof("record_type") == "artifact"]
         assert not [entry for record in stored for entry in record.artifact.manifest.contents if entry.local_path]
-    images = place / "files" / "media" / "images"
-    assert len(list(images.glob("confusion*.png"))) == 1 and len(list(images.iterdir())) == 1
+    assert not (place / "files" / "media").exists()
     assert {"test/top1", "mean/gain", "recall/Grow"} <= set().union(*keys(place, "summary"))
     monkeypatch.setenv("WANDB_MODE", "of line")
     _, error = kinema("evaluate", trained, "--tracking", "auto", code=1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,11 @@ def flatten(cls: type) -> dict[str, tuple[str, str, str]]:
     return flat
 
 
+def flat_values(settings: Any) -> dict[str, Any]:
+    """Map every dotted name of a settings object to its value."""
+    return {name: functools.reduce(getattr, name.split("."), settings) for name in flatten(type(settings))}
+
+
 def is_among(name: str, names: tuple[str, ...]) -> bool:
     """Whether a setting, or the section that it is in, is among `names`."""
     return any(f"{name}.".startswith(f"{other}.") for other in names)
@@ -50,7 +56,7 @@ def build(cls: type, file: Path | None, overrides: dict[str, Any], allowed: tupl
         if name not in known:
             raise ConfigError(f"{where}: unknown setting '{name}'{nearest(cls.RENAMED.get(name, name), known)}")
         if allowed is not None and name in overrides and not is_among(name, allowed):
-            raise ConfigError(f"{name} cannot be set here, only {', '.join(allowed)}")
+            raise ConfigError(f"{name} cannot be set here, only {', '.join(allowed) or 'in training'}")
         section, _, leaf = name.rpartition(".")
         node = nested.setdefault(section, {}) if section else nested
         node[leaf] = None if value in (None, "", "~", "null") else os.path.expanduser(str(value))

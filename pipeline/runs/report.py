@@ -1,15 +1,10 @@
-"""The report of an evaluation: a page of Markdown and its pictures."""
+"""The result of an evaluation in words and a table, for the terminal."""
 
 import html
-import warnings
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
-
 from pipeline.base.errors import printable
+from pipeline.runs.comparison import Comparison
 
 NAMES = {"bilstm": "BiLSTM", "lstm": "LSTM", "transformer": "Transformer", "lstm_transformer": "LSTM + Transformer"}
 NAMES |= {"pyramid": "temporal pyramid", "mean": "mean of frames", "majority": "majority class"}
@@ -56,31 +51,24 @@ def frame_order_lines(probed: dict[str, dict[str, Any]]) -> list[str]:
     return [_table([*rows[0]], rows), matters if high < 0 else f"No evidence that the order of frames matters: {lost}."]
 
 
-def write_report(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]], history: dict[str, Any]) -> None:
-    """Write report.md, confusion.png and curves.png; `rows` are those of predictions.csv."""
-    tested = [row for row in metrics["per_class"] if row["clips"]]
-    mistakes = sorted((row for row in rows if row["predicted"] != row["label"]), key=lambda row: -row["probability"])
-    blocks = [
-        f"# {folder.name}",
-        *summary(metrics),
-        "## Most confused classes",
-        _table(["class", "taken_for", "clips"], metrics["most_confused"]),
-        "![confusion matrix](confusion.png)",
-        "## Most confident mistakes",
-        _table(["clip", "label", "predicted", "probability"], mistakes[:20]),
-        "All predictions are in predictions.csv.",
-        "## Classes",
-        _table(["class", "recall", "precision", "f1", "clips"], sorted(tested, key=lambda row: row["recall"])),
-        "## Order of frames",
-        *frame_order_lines(metrics["probe"]),
-        "## Training",
-        "![curves](curves.png)\n",
-    ]
-    (folder / "report.md").write_text("\n\n".join(blocks), encoding="utf-8", errors="backslashreplace")
-    confusions = _draw_confusions(rows, [row["class"] for row in metrics["per_class"]])
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # No font has a glyph for some class names.
-        confusions.savefig(folder / "confusion.png", dpi=120)
-        _draw_curves(history).savefig(folder / "curves.png", dpi=120)
+def comparison(compared: Comparison) -> list[str]:
+    """Return a table of runs, and how each differs from the first."""
+    first, *others = compared.runs
+    left_out = f"; {compared.left_out} clips that only some were tested on are left out" if compared.left_out else ""
+    rows, lines = [], [f"{len(compared.clips)} test clips in {compared.groups} groups{left_out}"]
+    for run in compared.runs:
+        interval = "–".join(f"{edge:.3f}" for edge in run["top1_ci95"] or []) or "one group"
+        row = {"run": printable(run["run"]), "classifier": NAMES[run["head"]], "seed": run["seed"], "top1": run["top1"]}
+        rows.append(row | {"95 % CI over groups": interval})
+    lines.append(_table([*rows[0]], rows))
+    for run in others:
+        edges = run["difference_ci95"]
+        interval = (
+            f"95 % CI {edges[0]:+.3f} to {edges[1]:+.3f}, paired" if edges else "no CI: one group, or the same answers"
+        )
+        difference = f"{run['difference']:+.3f} ({interval})"
+        lines.append(f"{printable(run['run'])} vs. {printable(first['run'])}: {run['verdict']}, {difference}")
+    return lines
 
 
 def _table(columns: list[str], rows: list[dict[str, Any]]) -> str:
@@ -92,35 +80,3 @@ def _table(columns: list[str], rows: list[dict[str, Any]]) -> str:
     lines.insert(1, ["-" * width for width in widths])
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
-
-
-def _draw_confusions(rows: list[dict[str, Any]], classes: list[str]) -> Figure:
-    counts_CC = confusion_matrix([row["label"] for row in rows], [row["predicted"] for row in rows], labels=classes)
-    shares_CC = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
-    side = min(4 + 0.28 * len(classes), 30)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    figure.colorbar(axes.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1))
-    if len(classes) <= 20:
-        for (true, predicted), share in np.ndenumerate(shares_CC):
-            color = "white" if share > 0.5 else "black"
-            axes.text(predicted, true, f"{share:.2f}" if share else "", ha="center", va="center", color=color)
-    counted = [f"{name} ({clips})" for name, clips in zip(classes, counts_CC.sum(1), strict=True)]
-    style = {"parse_math": False, "fontsize": 5 if len(classes) > 40 else None}  # A class may be named `$5`.
-    axes.set_xticks(range(len(classes)), classes, rotation="vertical", **style)
-    axes.set_yticks(range(len(classes)), counted, **style)
-    axes.set(xlabel="predicted", ylabel="true (test clips)", title="fraction of each class")
-    return figure
-
-
-def _draw_curves(history: dict[str, list[dict[str, float]]]) -> Figure:
-    """Draw loss and validation accuracy of each stage over the epochs; a refit has no validation."""
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, key in zip(panels, ("loss", "val_loss", "val_top1"), strict=True):
-        axes.set(xlabel="epoch", ylabel=key)
-        for stage, records in history.items():
-            shown = [record for record in records if key in record]
-            axes.plot([record["epoch"] for record in shown], [record[key] for record in shown], label=stage)
-    panels[0].legend()
-    return figure
