@@ -118,6 +118,7 @@ ARGUMENTS = (
         dict(type=Path, metavar="FILE", help="default: report.html or comparison.html"),
     ),
     ("report", "--previews", dict(type=int, metavar="N", default=240, help="most clips to show (default: 240)")),
+    ("predict", "--unknown", dict(action="store_true", help="call whole videos with an improbable answer unknown")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
     ("store", "action", dict(nargs="?", choices=("list", "verify", "prune"), default="list", help="default: list")),
     ("store", "fingerprints", dict(nargs="*", metavar="FINGERPRINT", help="prune: features to remove")),

@@ -10,8 +10,10 @@ from scipy.special import softmax
 from pipeline.config import Config
 from pipeline.data.clip import Clip, segment_of
 from pipeline.inference.evaluation import evaluate_segments
+from pipeline.models.heads import Head
 from pipeline.runs import metrics, report
 from pipeline.runs.bundle import open_tested
+from pipeline.runs.confidence import calibration_error, rejections
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
 from pipeline.runs.html_report import write_report
 from pipeline.runs.probe import probe_frame_order
@@ -30,8 +32,11 @@ def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
     copies = bundle.copies(found)
     warn_of_conflicts(found)
     clips, classes = list(found), dataset.classes
-    test = load_clips(store, clips, classes, next(iter(classifiers.values())).reduction.cpu())  # All share it.
+    first = next(iter(classifiers.values()))
+    test = load_clips(store, clips, classes, first.reduction.cpu())  # All share it.
     logits = {kind: classify(classifier.head, test, device).numpy() for kind, classifier in classifiers.items()}
+    equal_NC = classify(Head(first.head.branches).to(device), test, device).numpy()  # As before the weights are fitted.
+    labels_N = test.labels_N.numpy()
     learned = [clip.label for clip in bundle.trained_on]
     logits["majority"] = np.tile([float(learned.count(name)) for name in classes], (len(clips), 1))
 
@@ -46,9 +51,13 @@ def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
         "n_copies": len(copies),
         "n_copies_of_other_classes": len(relabelled),
         "seed": config.train.seed,
-        **metrics.measure(logits, test.labels_N.numpy(), [clip.group for clip in clips], classes),
+        **metrics.measure(logits, labels_N, [clip.group for clip in clips], classes),
+        "ece": calibration_error(logits[config.head.kind], labels_N),
+        "ece_equal_weights": calibration_error(equal_NC, labels_N),
     }
-    result["probe"] = probe_frame_order(store, clips, classes, next(iter(classifiers.values())), device)
+    if threshold := bundle.metadata().get("unknown_below"):
+        result["unknown"] = rejections(logits[config.head.kind], labels_N, float(threshold))
+    result["probe"] = probe_frame_order(store, clips, classes, first, device)
     absent = [clip for clip in dataset.clips if clip not in found and clip not in bundle.trained_on and clip.split]
     result["failures"] = [
         {"clip": clip.id, "split": clip.split, "reason": failure.reason}

@@ -29,11 +29,13 @@ def predict(
     mode: str,
     formats: list[str],
     out: Path,
+    unknown: bool,
     overrides: dict[str, str],
 ) -> None:
     """Print the answer for each source as it is ready; raise at the end if some cannot be read.
 
-    `style` is table, json or csv; `mode` is whole, segments, or auto: by the length of each video."""
+    `style` is table, json or csv; `mode` is whole, segments, or auto: by the length of each video. With
+    `unknown`, whole videos below the run's threshold are 'unknown'."""
     if top < 1:
         raise ConfigError(f"--top must be at least 1, got {top}")
     check_formats(formats)
@@ -52,6 +54,8 @@ def predict(
                 name = unused_name(source, [video.name for video in saved])
                 saved.append(Answered(source, name, recording.frame_rate, actions(segments)))
                 save(out, formats, saved, run.name)
+        if unknown and isinstance(answer, Prediction):
+            answer = answer._replace(is_unknown=predictor.is_unknown(answer))
         if not isinstance(answer, Recording):
             show(source, answer)
         if isinstance(answer, Failure):

@@ -19,9 +19,9 @@ from pipeline.features.store import FeatureStore
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import Head
 from pipeline.models.reduction import Reduction
-from pipeline.models.windows import Window
 from pipeline.runs.bundle import Bundle
-from pipeline.runs.dataset import ClipSet, find_clips, fit_reduction, load_clips, warn_of_conflicts
+from pipeline.runs.confidence import unknown_threshold
+from pipeline.runs.dataset import ClipSet, classify, find_clips, fit_reduction, load_clips, warn_of_conflicts
 from pipeline.runs.recordings import fit_window
 from pipeline.runs.stacking import branch_log_probs, fit_weights
 from pipeline.runs.tracking import Tracker
@@ -57,9 +57,8 @@ def train(config: Config, run: str) -> None:
     bundle.begin(config, dataset, learned, store.backbone_file)
     with Tracker(config, bundle.folder, "train") as tracker:
         began = time.monotonic()
-        classifiers, history, window = _train(config, store, learned, dataset.classes, device, tracker)
-        metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)}
-        metadata["window"] = json.dumps(window._asdict())
+        classifiers, history, chosen = _train(config, store, learned, dataset.classes, device, tracker)
+        metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)} | chosen
         bundle.save_models(classifiers, history, metadata)
         tracker.summary({"seconds/train": time.monotonic() - began})
     print(f"Saved {bundle.folder}. Next: {command('evaluate', bundle.folder)}")
@@ -72,10 +71,10 @@ def _train(
     classes: list[str],
     device: torch.device,
     tracker: Tracker,
-) -> tuple[dict[str, Classifier], dict[str, list[dict[str, float]]], Window]:
-    """Train on the training clips, find the fusion weights and the window on the validation clips, refit on both.
+) -> tuple[dict[str, Classifier], dict[str, list[dict[str, float]]], dict[str, str]]:
+    """Train on the training clips, find fusion weights, window and threshold on the validation clips, refit on both.
 
-    Return the classifier and its baselines by kind, the records of the epochs by stage, and the window."""
+    Return the classifier and its baselines by kind, the records of the epochs by stage, and window and threshold."""
     kind, history, clips = config.head.kind, {}, [*found]
     is_train_N = torch.tensor([clip.split == "train" for clip in clips])
 
@@ -105,6 +104,7 @@ def _train(
         shown = ", ".join(f"{[*heads[kind].branches][n]} {weights[kind][n]:.2f}" for n in fused)
         print(f"{kind}: fusion weights: {shown}")
     heads[kind].weights.copy_(weights[kind])
+    threshold = unknown_threshold(classify(heads[kind], val, torch.device("cpu")).numpy(), val.labels_N.numpy())
     window = fit_window(found, store, Classifier(reduction, heads[kind]), classes)
     print(f"Segments of recordings: window {window.seconds:.2f} s, penalty of a change {window.penalty:g}")
     if config.train.refit:
@@ -112,7 +112,8 @@ def _train(
         print(f"Refit on train + val ({len(clips)} clips).")
     for name, head in heads.items():
         head.weights.copy_(weights[name])
-    return {name: Classifier(reduction, head) for name, head in heads.items()}, history, window
+    chosen = {"window": json.dumps(window._asdict()), "unknown_below": str(threshold)}
+    return {name: Classifier(reduction, head) for name, head in heads.items()}, history, chosen
 
 
 def _open_bundle(config: Config, run: str) -> Bundle:

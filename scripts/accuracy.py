@@ -10,8 +10,10 @@ Features are extracted if they are missing. Further arguments are settings, such
 
 import argparse
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,21 +34,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args, settings = parser.parse_known_args()
     overrides = {name.removeprefix("--"): value for name, value in zip(settings[::2], settings[1::2], strict=True)}
-    lines = []
+    lines, trust = [], []
     for file in args.config:
         config = build(Config, file, overrides)
         for kind in args.kinds:
             of_kind = replace(config, head=replace(config.head, kind=kind))
             runs = [run_once(of_kind, file, split, seed) for split in args.splits for seed in args.seeds]
-            lines += rows_of(f"{file.stem}, {kind}", runs)
+            lines += rows_of(f"{file.stem}, {kind}", [rows for rows, _ in runs])
+            trust.append(trust_row(f"{file.stem}, {kind}", [metrics for _, metrics in runs]))
     print(f"\nMean top-1 and standard deviation over {len(args.splits)} splits x {len(args.seeds)} seeds.")
     print("Gain: paired difference to the baseline, with the 95 % confidence interval over groups.\n")
     print("| set, head | top-1 | baseline | top-1 | gain |\n|---|--:|---|--:|--:|")
     print("\n".join(lines))
+    print("\nECE: expected calibration error. Unknown: clips below the threshold of `predict --unknown`.\n")
+    print("| set, head | ECE, equal weights | ECE | unknown | of these wrong | top-1 of the others |")
+    print("|---|--:|--:|--:|--:|--:|", *trust, sep="\n")
 
 
-def run_once(config: Config, file: Path, split: int, seed: int) -> list[dict[str, str]]:
-    """Train and evaluate one run, and return the rows of its predictions.csv."""
+def run_once(config: Config, file: Path, split: int, seed: int) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Train and evaluate one run, and return the rows of its predictions.csv and its metrics."""
     official = isinstance(load_dataset(config.data).split, int)
     data = replace(config.data, split=split) if official else replace(config.data, split_seed=split)
     config = replace(config, data=data, train=replace(config.train, seed=seed), tracking="off")
@@ -55,7 +61,7 @@ def run_once(config: Config, file: Path, split: int, seed: int) -> list[dict[str
     train(config, run)
     evaluate(config.runs / run, {"tracking": "off"})
     with (config.runs / run / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        return list(csv.DictReader(stream))
+        return list(csv.DictReader(stream)), json.loads((config.runs / run / "metrics.json").read_text())
 
 
 def rows_of(name: str, runs: list[list[dict[str, str]]]) -> list[str]:
@@ -73,6 +79,17 @@ def rows_of(name: str, runs: list[list[dict[str, str]]]) -> list[str]:
         cells = name, mean(right[head]), kind, mean(right[baseline]), f"{gain.mean():+.3f}{interval}"
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def trust_row(name: str, runs: list[dict[str, Any]]) -> str:
+    """Return a table row on how far the probabilities of the runs can be trusted."""
+    errors = [mean([np.array(run[key]) for run in runs]) for key in ("ece_equal_weights", "ece")]
+    unknown = sum(run["unknown"]["unknown"] for run in runs)
+    right = sum(run["unknown"]["unknown_but_right"] for run in runs)
+    wrong = f"{1 - right / unknown:.2f}" if unknown else ""
+    known = mean([np.array(run["unknown"]["top1_of_known"]) for run in runs])
+    share = f"{unknown / sum(run['n_clips'] for run in runs):.3f}"
+    return f"| {' | '.join([name, *errors, share, wrong, known])} |"
 
 
 def mean(runs: list[np.ndarray]) -> str:

@@ -27,7 +27,9 @@ def test_accuracy_prints_gains_over_groups(settings_of_small_set, extracted, tmp
     command += ["--seeds", "0", *settings_of_small_set, "--runs", tmp_path]
     done = subprocess.run(list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[-3:]]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    assert "ECE" in rows[-3][2] and rows[-1][0] == "small, bilstm" and 0 < float(rows[-1][2]) < 1
+    rows = rows[-9:-6]
     assert [row[2] for row in rows] == ["pyramid", "mean", "majority"] and rows[0][0] == "small, bilstm"
     row = rows[1]
     assert float(row[1].split()[0]) - float(row[3].split()[0]) == pytest.approx(float(row[4].split()[0]), abs=0.002)

@@ -1,5 +1,6 @@
 """Classify videos with a run bundle, through the code of extraction."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +29,7 @@ class Prediction(NamedTuple):
     logits: torch.Tensor  # float32 [C].
     frames: int  # Fewer than planned where the file is damaged.
     planned: int
+    is_unknown: bool = False  # Set by `kinema predict --unknown`.
 
     def top(self, number: int = 5) -> list[dict[str, Any]]:
         """Return the most likely classes: [{"label": "Archery", "probability": 0.9312}, ...]."""
@@ -56,6 +58,7 @@ class Predictor:
         if fingerprint(build(Config, bundle.config_file, {}), self.backbone) != bundle.metadata()["fingerprint"]:
             made = "trained on features that another version of Kinema or timm made"
             raise KinemaError(f"{run}: {made}; extract and train again")
+        self.unknown_below = float(bundle.metadata().get("unknown_below", "nan"))
 
     def predict(self, video: str | Path) -> Prediction:
         """Classify one video as a whole; raises a KinemaError if it cannot be read."""
@@ -105,6 +108,12 @@ class Predictor:
 
     def best(self, prediction: Prediction, top: int = 5) -> list[dict[str, Any]]:
         return prediction.top(top)
+
+    def is_unknown(self, prediction: Prediction) -> bool:
+        """Whether the probability of the best class is below the threshold chosen on the validation clips."""
+        if math.isnan(self.unknown_below):
+            raise KinemaError("the run has no threshold for unknown clips; train it again")
+        return float(prediction.logits.softmax(0).max()) < self.unknown_below
 
     @torch.inference_mode()
     def _classify(self, clip: ClipFeatures) -> Prediction:

@@ -27,7 +27,7 @@ def printer(style: str, top: int, classes: list[str]) -> Printer:
             print(json.dumps({"path": source, **as_dict(answer, top)}))
         elif style == "csv":
             best = as_dict(answer, 1)
-            writer.writerow({"path": source, **best, **dict(*best.get("top", ()))})
+            writer.writerow({"path": source, **dict(*best.get("top", ())), **best})
         elif not isinstance(answer, Failure):  # Those are listed at the end.
             print(as_row(answer, top, width) + printable(source) + _damage(answer))
         sys.stdout.flush()
@@ -42,7 +42,8 @@ def as_dict(answer: Prediction | Segment | Failure, top: int) -> dict[str, Any]:
         case Segment(start, end, label, probability):
             edges = {"start": round(start, 3), "end": round(end, 3)}
             return {**edges, "label": label, "probability": round(probability, 4)}
-    return {"frames": answer.frames, "planned": answer.planned, "top": answer.top(top)}
+    label = {"label": "unknown"} if answer.is_unknown else {}
+    return {"frames": answer.frames, "planned": answer.planned, **label, "top": answer.top(top)}
 
 
 def as_row(answer: Prediction | Segment, top: int, width: int) -> str:
@@ -51,7 +52,7 @@ def as_row(answer: Prediction | Segment, top: int, width: int) -> str:
         times = f"{clock(answer.start):>12} {clock(answer.end):>12}"
         return f"{times}  {printable(answer.label):{width}} {answer.probability:6.1%}  "
     guesses = (f"{printable(guess['label']):{width}} {guess['probability']:6.1%}  " for guess in answer.top(top))
-    return "".join(guesses)
+    return "unknown: " * answer.is_unknown + "".join(guesses)
 
 
 def clock(seconds: float) -> str:

@@ -22,6 +22,13 @@ def summary(metrics: dict[str, Any]) -> list[str]:
             if edges := values["gain_ci95"]:
                 interval = f"95 % CI {edges[0]:+.3f} to {edges[1]:+.3f}, paired"
             lines.append(f"{NAMES[metrics['head']]} vs. {NAMES[kind]}: {values['gain']:+.3f} ({interval})")
+    errors = metrics["ece"], metrics["ece_equal_weights"]
+    lines.append("Expected calibration error: {:.3f} (with equal fusion weights: {:.3f})".format(*errors))
+    if unknown := metrics.get("unknown"):
+        lines.append(
+            f"`predict --unknown` calls {unknown['unknown']} of {clips} clips unknown, those with a probability below "
+            f"{unknown['threshold']:.3f}; for {unknown['unknown_but_right']} of them the best class is right."
+        )
     if untested := [row["class"] for row in metrics["per_class"] if not row["clips"]]:
         lines.append(f"Classes without test clips: {printable(', '.join(untested))}")
     if copies:
