@@ -23,6 +23,7 @@ OVERRIDABLE: dict[str, tuple[str, ...]] = {
     "report": ("data.root", "decode"),
     "compare": (),
     "predict": ("device", "decode", "backbone.engine", "backbone.precision"),
+    "export": ("data.root", "decode"),
     "store": ("store",),
 }
 """Settings and sections that a command can change; the run or the store fixes the rest. Other commands take all."""

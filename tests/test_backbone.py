@@ -106,11 +106,11 @@ def test_the_grid_is_made_of_the_stages():
     backbone = Backbone(BackboneConfig(engine="torch"), CPU)
     frames = transformed(backbone, pictures())
     features = backbone(frames)
-    grid, stages = backbone._network.view, []
+    grid, stages = backbone.network.view, []
     for block in (2, 4, 6):  # Strides of 8, 16 and 32.
         grid.model.blocks[block].register_forward_hook(lambda module, given, output: stages.append(output.numpy()))
     with torch.inference_mode():
-        backbone._network(torch.from_numpy(frames))
+        backbone.network(torch.from_numpy(frames))
     cells = []
     for stage in stages:
         parts = np.empty((*stage.shape[:2], 4, 4))

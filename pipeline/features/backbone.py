@@ -52,8 +52,8 @@ class Backbone:
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
         self.identity = {"weights_sha256": digest.hexdigest(), "transform": data}
         self.batch = 32 * joblib.cpu_count() if device.type == "cpu" else 512
-        self._network = _Normalised(Grid(model) if config.view == "grid" else model, data["mean"], data["std"]).eval()
-        self._start = functools.partial(engines.start, self._network, device, data["input_size"])
+        self.network = _Normalised(Grid(model) if config.view == "grid" else model, data["mean"], data["std"]).eval()
+        self._start = functools.partial(engines.start, self.network, device, data["input_size"])
         self._run: engines.Run | None = None  # Starts at first use, because it takes a second.
         self._process = os.getpid()
 
@@ -80,7 +80,7 @@ class Backbone:
         pictures_2HW3 = torch.from_numpy(np.stack(load_sample_images().images))
         frames = self.transform(pictures_2HW3.permute(0, 3, 1, 2)).numpy()
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            exact = self._network(torch.from_numpy(frames).to(self._network.mean.device)).cpu()
+            exact = self.network(torch.from_numpy(frames).to(self.network.mean.device)).cpu()
         return float(cosine_similarity(torch.from_numpy(self(frames)).double(), exact.double()).min())
 
     def saved(self) -> bytes:

@@ -74,7 +74,7 @@ class LSTM(Sequence):
         return config.hidden * (1 + self.bidirectional)
 
     def states(self, inputs_NTH: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        if int(lengths_N.min()) == inputs_NTH.shape[1]:
+        if torch.compiler.is_exporting() or int(lengths_N.min()) == inputs_NTH.shape[1]:  # Exports have no padding.
             return self.lstm(inputs_NTH)[0]
         packed = nn.utils.rnn.pack_padded_sequence(inputs_NTH, lengths_N.cpu(), True, enforce_sorted=False)
         states, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], True, total_length=inputs_NTH.shape[1])
