@@ -18,7 +18,7 @@ Imbalance = Literal["none", "balanced_softmax"]
 Tracking = Literal["auto", "online", "offline", "off"]
 
 OVERRIDABLE: dict[str, tuple[str, ...]] = {
-    "evaluate": ("data", "store", "decode", "max_missing", "device", "tracking"),
+    "evaluate": ("data", "store", "decode", "max_missing", "device", "tracking", "tracking_media"),
     "probe": ("data", "store", "decode", "max_missing", "device"),
     "report": ("data.root", "decode"),
     "compare": (),
@@ -109,6 +109,7 @@ class Config:
     max_missing: Annotated[Fraction, "Maximum fraction of a split's clips (rounded up) without features."] = 0.05
     device: Annotated[str, "`cpu`, `cuda`, `cuda:1` and so on. `auto`: the GPU if there is one."] = "auto"
     tracking: Annotated[Tracking, "W&B mode. `auto`: online if this machine is logged in, else offline."] = "auto"
+    tracking_media: Annotated[int, Ge(0), "Test clips logged to W&B with previews, which may be private. 0: none."] = 0
 
     RENAMED: ClassVar[dict[str, str]] = {
         "decode.deadline": "decode.timeout",

@@ -2,12 +2,10 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from pipeline.config import Config
 from pipeline.data.clip import Clip, segment_of
 from pipeline.inference.evaluation import evaluate_segments
 from pipeline.models.heads import Head
@@ -15,9 +13,11 @@ from pipeline.runs import metrics, report
 from pipeline.runs.bundle import open_tested
 from pipeline.runs.confidence import calibration_error, rejections
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
+from pipeline.runs.gallery import cards
 from pipeline.runs.html_report import write_report
 from pipeline.runs.probe import probe_frame_order
 from pipeline.runs.results import Results
+from pipeline.runs.tracked_results import log_results
 from pipeline.runs.tracking import Tracker
 
 
@@ -70,9 +70,11 @@ def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
     results = Results(run.absolute().name, result, rows)
     results.write(folder)
     print(*report.summary(result), sep="\n")
-    write_report(folder / "report.html", results, bundle, config, clips)
+    shown = cards(results, clips, config.decode)
+    write_report(folder / "report.html", results, bundle, config, clips, shown)
     print(f"report: {folder / 'report.html'}")
-    _track(config, run, result)
+    with Tracker(config, run, store.fingerprint) as tracker:
+        log_results(tracker, results, shown, config.tracking_media, "test" if is_own else f"other/{folder.name}")
 
 
 def _predictions(clips: list[Clip], logits: dict[str, np.ndarray], classes: list[str], copies: dict) -> list[dict]:
@@ -92,12 +94,3 @@ def _predictions(clips: list[Clip], logits: dict[str, np.ndarray], classes: list
         }
         for number, clip in enumerate(clips)
     ]
-
-
-def _track(config: Config, run: Path, result: dict[str, Any]) -> None:
-    """Log numbers to W&B; no frames, since the clips may be private."""
-    with Tracker(config, run, "evaluate") as tracker:
-        numbers = {f"test/{key}": value for key, value in result.items() if isinstance(value, int | float | str)}
-        for name, baseline in result["baselines"].items():
-            numbers |= {f"{name}/{key}": value for key, value in baseline.items() if isinstance(value, float)}
-        tracker.summary(numbers | {f"recall/{row['class']}": row["recall"] for row in result["per_class"]})

@@ -40,6 +40,10 @@ def extract(
     rate = f", {counts['frames'] / counts['seconds']:.0f} frames/s" if counts["done"] else ""
     outcomes = f"{counts['done']} done{partial}, {counts['skipped']} skipped, {counts['failed']} failed"
     print(f"extract: {outcomes}{rate}, {time.monotonic() - began:.0f} s")
+    if counts["done"]:
+        numbers = {name: counts[name] for name in ("done", "partial", "failed", "frames", "seconds")}
+        rates = {"frames_per_second": counts["frames"] / counts["seconds"], "engine": backbone.engine}
+        store.note_extraction({f"extract/{name}": value for name, value in (numbers | rates).items()})
     if counts["failed before"]:
         print(f"{counts['failed before']} clips failed before and were not tried; --retry-failed tries them again.")
     if failed := counts["failed"]:

@@ -6,6 +6,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.base.settings import build
 from pipeline.config import OVERRIDABLE, Config
 from pipeline.runs.bundle import Bundle
+from pipeline.runs.gallery import cards
 from pipeline.runs.html_comparison import write_comparison
 from pipeline.runs.html_report import write_report
 from pipeline.runs.results import read_results
@@ -20,7 +21,8 @@ def report(folders: list[Path], out: Path | None, previews: int, overrides: dict
     clips = bundles[0].dataset(configs[0].data.root).of("test")
     if len(folders) == 1:
         file = out or folders[0] / "report.html"
-        write_report(file, results[0], bundles[0], configs[0], clips, previews)
+        shown = cards(results[0], clips, configs[0].decode, previews)
+        write_report(file, results[0], bundles[0], configs[0], clips, shown)
     else:
         file = out or folders[0].absolute().parent / "comparison.html"
         write_comparison(file, results, bundles, configs, clips, previews)

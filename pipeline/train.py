@@ -27,7 +27,7 @@ from pipeline.runs.stacking import branch_log_probs, fit_weights
 from pipeline.runs.tracking import Tracker
 from pipeline.runs.trainer import fit
 
-ENVIRONMENT = ("runs", "store", "device", "tracking", "decode", "max_missing")
+ENVIRONMENT = ("runs", "store", "device", "tracking", "tracking_media", "decode", "max_missing")
 """Settings that do not change the result."""
 REMEDY = "give this run another name with --run, or delete that folder"
 
@@ -55,12 +55,12 @@ def train(config: Config, run: str) -> None:
         print(f"{split}: {len(clips)} clips in {len({clip.group for clip in clips})} groups")
     warn_of_conflicts(learned)
     bundle.begin(config, dataset, learned, store.backbone_file)
-    with Tracker(config, bundle.folder, "train") as tracker:
+    with Tracker(config, bundle.folder, store.fingerprint) as tracker:
         began = time.monotonic()
         classifiers, history, chosen = _train(config, store, learned, dataset.classes, device, tracker)
         metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)} | chosen
         bundle.save_models(classifiers, history, metadata)
-        tracker.summary({"seconds/train": time.monotonic() - began})
+        tracker.summary({"train/total_seconds": time.monotonic() - began, **store.last_extraction()})
     print(f"Saved {bundle.folder}. Next: {command('evaluate', bundle.folder)}")
 
 
@@ -86,8 +86,7 @@ def _train(
 
             def on_epoch(record: dict[str, float]) -> None:
                 history[stage].append(record)
-                shown = (f"{key} {record[key]:.3f}" for key in ("loss", "val_loss", "val_top1") if key in record)
-                bar.set_postfix_str(", ".join(shown), refresh=False)
+                bar.set_postfix_str(_epoch_line(history[stage]), refresh=False)
                 bar.update()
                 tracker.log_epoch(stage, record)
 
@@ -114,6 +113,16 @@ def _train(
         head.weights.copy_(weights[name])
     chosen = {"window": json.dumps(window._asdict()), "unknown_below": str(threshold)}
     return {name: Classifier(reduction, head) for name, head in heads.items()}, history, chosen
+
+
+def _epoch_line(records: list[dict[str, float]]) -> str:
+    """Return the last epoch in words, with the best validation accuracy so far."""
+    last = records[-1]
+    parts = [f"loss {last['loss']:.3f}"]
+    if "val_top1" in last:
+        best = max(record["val_top1"] for record in records)
+        parts += [f"val loss {last['val_loss']:.3f}", f"val top-1 {last['val_top1']:.3f} (best {best:.3f})"]
+    return ", ".join([*parts, f"{last['seconds']:.2f} s"])
 
 
 def _open_bundle(config: Config, run: str) -> Bundle:

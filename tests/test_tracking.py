@@ -1,19 +1,45 @@
-"""Weights & Biases, offline."""
+"""Weights & Biases, offline: the log of a run is read back with W&B's own tool."""
 
+import json
 import os
-import re
+import shutil
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.base.errors import KinemaError
 from pipeline.cli import main
-from pipeline.config import Config, HeadConfig
+from pipeline.config import Config, TrainConfig
+from pipeline.runs.bundle import Bundle
 from pipeline.runs.tracking import Tracker
 
 from conftest import kinema
+
+
+def read_logs(folder: Path) -> list[dict]:
+    """Read the records of the offline runs in a bundle, in order."""
+    found = []
+    for run in sorted((folder / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime_ns):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", run]
+        found += subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [json.loads(line) for line in found]
+
+
+def of_type(records: list[dict], kind: str) -> list[dict]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def history(records: list[dict]) -> list[dict]:
+    return [record["item"] for record in of_type(records, "history")]
+
+
+def summary(records: list[dict]) -> dict:
+    merged = {}
+    for record in of_type(records, "summary"):
+        merged |= record["update"]
+    return merged
 
 
 def test_tracking_off_works_without_wandb(trained, monkeypatch):
@@ -26,88 +52,83 @@ def test_tracking_off_works_without_wandb(trained, monkeypatch):
         main(["evaluate", str(trained), "--tracking", "offline"])
 
 
-def records(run: Path) -> list:
-    """Read the records of an offline run. W&B's own process may write them a little later."""
-    [path] = run.glob("run-*.wandb")
-    deadline = time.monotonic() + 60
-    while not (found := read_log(path.read_bytes())) or found[-1].WhichOneof("record_type") != "exit":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
+@pytest.fixture(scope="module")
+def tracked(settings_of_small_set, extracted, tmp_path_factory):
+    """A run with the settings of `trained`, tracked offline, evaluated without previews, then with four."""
+    folder = tmp_path_factory.mktemp("tracked")
+    settings = [*settings_of_small_set, "--runs", folder, "--tracking", "offline", "--train.epochs", 12]
+    kinema("train", *settings, "--run", "small")
+    for media in (0, 4):
+        out, _ = kinema("evaluate", folder / "small", "--tracking-media", media)
+        assert ("W&B: previews of 4 test clips, 0." in out) == (media == 4) and "with: wandb sync" in out
+    return folder / "small"
 
 
-def read_log(content: bytes) -> list:
-    """Read LevelDB's log format."""
-    from wandb.proto import wandb_internal_pb2
-
-    position, text, found = 7, b"", []
-    while position + 7 <= len(content):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        size, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
-        text += content[position + 7 : position + 7 + size]
-        position += 7 + size
-        if kind in (1, 4):  # Whole, or the last part.
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(text)
-            found.append(record)
-            text = b""
-    return found
+def test_all_jobs_log_to_one_run(trained, tracked):
+    records = read_logs(tracked)
+    runs = of_type(records, "run")
+    assert len(runs) == 3 and {run["run_id"] for run in runs} == {(tracked / "wandb_id.txt").read_text().strip()}
+    assert all(run["resume"] for run in runs) and [end["exit_code"] for end in of_type(records, "exit")] == [0, 0, 0]
+    settings = runs[0]["config"]["update"]
+    assert {"head.kind", "train.seed", "fingerprint", "clips_sha256", "version.torch"} <= settings.keys()
+    assert runs[0]["tags"] == ["bilstm", "tf_efficientnet_lite0", "splits"]
+    assert runs[0]["run_group"].startswith("splits-bilstm-") and runs[0]["job_type"] == "bilstm"
+    # Tracking does not change what is trained.
+    assert Bundle(tracked).metadata() == Bundle(trained).metadata()  # With the checksum of the weights.
 
 
-def offline_run(folder: Path) -> Path:
-    [run] = (folder / "wandb").glob("offline-run-*")
-    return run
+def test_the_names_of_metrics_and_tables(tracked):
+    records = read_logs(tracked)
+    defined = of_type(records, "metric")
+    steps = {metric["glob_name"]: metric["step_metric"] for metric in defined if "glob_name" in metric}
+    assert steps == {"train/*": "epoch", "val/*": "epoch", "refit/*": "epoch"}
+    epochs = [row for row in history(records) if "epoch" in row]
+    assert [row["epoch"] for row in epochs] == [*range(1, 13)] * 2
+    for row, parts in ((epochs[0], ("train", "val")), (epochs[-1], ("refit",))):
+        names = {f"{part}/loss" for part in parts} | ({"val/top1"} if "val" in parts else set())
+        assert names <= row.keys() and {name.partition("/")[0] for name in row if "/" in name} == {*parts}
+    found = summary(records)
+    assert found["best/top1"] == max(row["val/top1"] for row in epochs if "val/top1" in row)
+    assert {"best/loss", "test/top1", "test/n_copies", "baseline/mean/top1", "baseline/mean/gain"} <= found.keys()
+    assert found["extract/frames_per_second"] > 0 and found["probe/as_is"] == found["test/top1"]
+    tables = {key.removesuffix("._type") for key, value in found.items() if value == "table-file"}
+    names = ("confusion_table", "reliability_table", "classes", "clips", "failures")
+    assert tables == {f"test/{name}" for name in names}
+    panels = {key for record in of_type(records, "config") for key in record["update"]}
+    assert {"_wandb.visualize.test/confusion", "_wandb.visualize.test/reliability"} <= panels
 
 
-def keys(run: Path, kind: str) -> list[set[str]]:
-    """Return the keys of each record of a kind, 'history' or 'summary'."""
-    found = [getattr(record, kind) for record in records(run) if record.WhichOneof("record_type") == kind]
-    items = [record.item if kind == "history" else record.update for record in found]
-    return [{item.key or "/".join(item.nested_key) for item in row} for row in items]
+def test_frames_are_logged_only_when_asked_for(tracked):
+    artifacts = [a["manifest"]["contents"] for a in of_type(read_logs(tracked), "artifact") if "testclips" in a["name"]]
+    without, four = ([entry for entry in contents if entry["path"].endswith(".mp4")] for contents in artifacts)
+    assert not without and len(four) == 4
 
 
-def test_an_offline_run_can_be_moved(settings_of_small_set, trained, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    settings = [*settings_of_small_set, "--runs", tmp_path, "--tracking", "offline", "--train.epochs", 2]
-    for arguments in (("train", *settings, "--run", "tracked"), ("evaluate", tmp_path / "tracked")):
-        out, _ = kinema(*arguments)
-        place = Path(re.search("upload with: wandb sync (.*)", out)[1]).resolve()
-        stored = [record for record in records(place) if record.WhichOneof("record_type") == "artifact"]
-        assert not [entry for record in stored for entry in record.artifact.manifest.contents if entry.local_path]
-    assert not (place / "files" / "media").exists()
-    assert {"test/top1", "mean/gain", "recall/Grow"} <= set().union(*keys(place, "summary"))
-    monkeypatch.setenv("WANDB_MODE", "of line")
-    _, error = kinema("evaluate", trained, "--tracking", "auto", code=1)
-    assert "use --tracking offline or off" in error.splitlines()[-1] and error.count("kinema: ") == 1
-
-
-def test_curves_lie_over_the_epochs_and_runs_are_apart(tmp_path):
+def test_an_interrupted_run_keeps_its_id_and_seeds_share_a_group(trained, tmp_path, capsys):
     def environment():  # W&B itself names its service there at the first run of a process.
         return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
 
-    before = environment()
-    for kind in ("bilstm", "pyramid"):
-        config = Config(tracking="offline", head=HeadConfig(kind=kind))
-        (tmp_path / kind).mkdir()
-        with Tracker(config, tmp_path / kind, "train") as tracker:
-            for stage in (kind, "mean"):
-                tracker.log_epoch(stage, {"epoch": 1, "loss": 1.0, "val_loss": 2.0, "val_top1": 0.5})
+    before, failed = environment(), KinemaError("the learning rate is too high")
+    for name, seed in (("first", 0), ("second", 1)):
+        config = Config(tracking="offline", train=TrainConfig(seed=seed))
+        (tmp_path / name).mkdir()
+        shutil.copyfile(trained / "clips.csv", tmp_path / name / "clips.csv")
+        with pytest.raises(KinemaError), Tracker(config, tmp_path / name, "fingerprint") as tracker:
+            tracker.log_epoch("bilstm", {"epoch": 1, "loss": 1.0, "val_loss": 2.0, "val_top1": 0.5})
+            raise failed
+    assert not capsys.readouterr().out
+    with Tracker(config, tmp_path / name, "fingerprint") as tracker:
+        tracker.log_epoch("bilstm", {"epoch": 2, "loss": 0.5, "val_loss": 1.0, "val_top1": 0.75})
     assert environment() == before
-    for kind in ("bilstm", "pyramid"):
-        run = offline_run(tmp_path / kind)
-        metrics = [record.metric for record in records(run) if record.WhichOneof("record_type") == "metric"]
-        assert [(metric.glob_name, metric.step_metric) for metric in metrics] == [("*", "epoch")]
-        own, mean = keys(run, "history")
-        assert {"epoch", f"{kind}/loss", "val/top1", "val/loss"} <= own
-        assert {"epoch", "mean/loss"} <= mean and "val/top1" not in mean
+    first, second = read_logs(tmp_path / "first"), read_logs(tmp_path / "second")
+    groups = {run["run_group"] for run in of_type([*first, *second], "run")}
+    ids = [run["run_id"] for run in of_type([*first, *second], "run")]
+    assert len(groups) == 1 and ids[0] != ids[1] == ids[2]
+    assert [(row["epoch"], row["train/loss"]) for row in history(second)] == [(1, 1.0), (2, 0.5)]
+    assert [end["exit_code"] for end in of_type(second, "exit")] == [1, 0] and summary(second)["best/epoch"] == 2
 
 
-def test_a_failed_run_is_finished(tmp_path, capsys):
-    with pytest.raises(KinemaError), Tracker(Config(tracking="offline"), tmp_path, "train"):
-        raise KinemaError("the learning rate is too high")
-    exits = [
-        record.exit.exit_code for record in records(offline_run(tmp_path)) if record.WhichOneof("record_type") == "exit"
-    ]
-    assert exits == [1] and not capsys.readouterr().out
+def test_wrong_settings_of_wandb_are_one_line(trained, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "of line")
+    _, error = kinema("evaluate", trained, "--tracking", "auto", code=1)
+    assert "use --tracking offline or off" in error.splitlines()[-1] and error.count("kinema: ") == 1

@@ -194,6 +194,17 @@ class FeatureStore:
         record = {"clip": clip.id, "reason": failure.reason, "decoder": failure.decoder}
         self._write(self._failure_path(key), json.dumps(record).encode())
 
+    def note_extraction(self, record: dict[str, Any]) -> None:
+        """Append the counts of an extraction to `extractions.jsonl`."""
+        with suppress(OSError), (self.folder / "extractions.jsonl").open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def last_extraction(self) -> dict[str, Any]:
+        """Return the record of the last extraction that computed features; {} if there is none."""
+        with suppress(OSError, ValueError, IndexError):
+            return json.loads((self.folder / "extractions.jsonl").read_text().splitlines()[-1])
+        return {}
+
     def _failure_path(self, key: str) -> Path:
         return self.folder / "failed" / f"{key}.json"
 

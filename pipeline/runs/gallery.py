@@ -16,10 +16,12 @@ from pipeline.runs.results import Results
 from pipeline.video.preview import Preview, make_previews
 from pipeline.video.workers import Failure
 
+PREVIEWS = 240
+"""Clips shown by default: 7 MB for clips like those of UCF101."""
 RIGHT_ANSWERS = 24
 
 
-def cards(results: Results, clips: list[Clip], decode: DecodeConfig, limit: int) -> list[dict[str, Any]]:
+def cards(results: Results, clips: list[Clip], decode: DecodeConfig, limit: int = PREVIEWS) -> list[dict[str, Any]]:
     """Return the chosen rows of predictions.csv, with previews from the videos of `clips`, or the reason for none."""
     rows = choose(results, limit)
     previews = _previews([row["clip"] for row in rows], clips, decode)

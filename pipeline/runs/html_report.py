@@ -10,19 +10,15 @@ from pipeline.config import Config
 from pipeline.data.clip import Clip
 from pipeline.runs.bundle import Bundle
 from pipeline.runs.charts import confusions, line_chart, reliability
-from pipeline.runs.gallery import cards
 from pipeline.runs.page import write_page
 from pipeline.runs.report import frame_order_lines
 from pipeline.runs.results import Results
 
-PREVIEWS = 240
-"""Clips shown by default: 7 MB for clips like those of UCF101."""
-
 
 def write_report(
-    file: Path, results: Results, bundle: Bundle, config: Config, clips: list[Clip], limit: int = PREVIEWS
+    file: Path, results: Results, bundle: Bundle, config: Config, clips: list[Clip], shown: list[dict[str, Any]]
 ) -> None:
-    """Write the page on one run; `clips` are those tested, `limit` is the most previews."""
+    """Write the page on one run; `clips` are those tested, `shown` the cards of the gallery."""
     metrics, rows, history = results.metrics, results.rows, bundle.history()
     hits = [row["predicted"] == row["label"] for row in rows]
     reasons = defaultdict(list)
@@ -36,7 +32,7 @@ def write_report(
         "per_class": _per_class(results),
         "mistakes": hits.count(False),
         "confusions": confusions([row["label"] for row in rows], [row["predicted"] for row in rows], results.classes),
-        "cards": cards(results, clips, config.decode, limit),
+        "cards": shown,
         "reliability": reliability([row["probability"] for row in rows], hits),
         "order": frame_order_lines(metrics["probe"])[-1],
         "charts": training_charts(history),

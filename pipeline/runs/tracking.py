@@ -1,26 +1,42 @@
-"""Weights & Biases: the same calls online, offline and off; off never imports wandb."""
+"""Weights & Biases: the same calls online, offline and off; off never imports wandb.
 
-import dataclasses
+All jobs on a bundle log to one W&B run, whose id is in the bundle. Metrics have the same names for every head:
+`train/`, `val/` and `refit/` over `epoch`; `best/`, `test/` and `baseline/<name>/` in the summary."""
+
+import hashlib
+import importlib.metadata
 import os
 import shlex
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.base.errors import KinemaError
+from pipeline.base.files import read_content
+from pipeline.base.settings import flat_values
 from pipeline.config import Config
+
+PACKAGES = "kinema", "torch", "timm", "av", "decord2"
+ENVIRONMENT = ("train.seed", "store", "runs", "device", "tracking", "tracking_media", "decode.workers")
+"""Settings in which runs of one W&B group may differ."""
 
 
 class Tracker:
-    """One W&B run, as a context manager, of a job, 'train' or 'evaluate'. Jobs of one bundle share a W&B group."""
+    """The W&B run of the bundle in `folder`, as a context manager; `run` is None if tracking is off."""
 
-    def __init__(self, config: Config, folder: Path, job: str):
-        self.run, self.kind = None, config.head.kind
+    def __init__(self, config: Config, folder: Path, fingerprint: str):
+        self.run, self.best = None, -1.0
         mode = config.tracking if config.tracking != "auto" else os.environ.get("WANDB_MODE") or "auto"
         if mode in ("off", "disabled"):
             return
         import wandb
 
+        settings = flat_values(config)
+        shared = {name: str(value) for name, value in settings.items() if name not in ENVIRONMENT}
+        facts = {"fingerprint": fingerprint, "clips_sha256": read_content(folder / "clips.csv")[2]}
+        facts |= {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
+        data = (config.data.lists or config.data.root).stem
         try:
             if mode == "auto":
                 mode = "offline"
@@ -28,20 +44,24 @@ class Tracker:
                     mode = "online" if wandb.login(prompt=False) else "offline"
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "kinema"),
-                name=f"{folder.name}-{job}",
-                group=folder.name,
-                job_type=job,
+                id=_run_id(folder),
+                resume="allow",
+                name=folder.name,
+                group=f"{data}-{config.head.kind}-{hashlib.sha256(str(shared).encode()).hexdigest()[:8]}",
+                job_type=config.head.kind,
+                tags=[config.head.kind, config.backbone.model[:64], data[:64]],
                 dir=folder,
                 mode=mode,
-                config=dataclasses.asdict(config),
+                config=settings | facts,
                 # Several runs of one process are independent of each other.
                 settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
             )
         except (wandb.Error, ValueError) as error:  # ValueError: its own settings are wrong.
             reason = " ".join(str(error).split()).partition(" [type=")[0][:200]
             raise KinemaError(f"tracking: W&B cannot start ({reason}); use --tracking offline or off") from None
-        if job == "train":
-            self.run.define_metric("*", step_metric="epoch")
+        self.run.define_metric("epoch", hidden=True)
+        for stage in ("train", "val", "refit"):
+            self.run.define_metric(f"{stage}/*", step_metric="epoch")
 
     def __enter__(self) -> Self:
         return self
@@ -52,17 +72,31 @@ class Tracker:
         place = os.path.relpath(Path(self.run.dir).parent)
         self.run.finish(exit_code=1 if error else 0)
         if not error:
-            upload = f"{place}, upload with: {shlex.join(['wandb', 'sync', place])}"
+            upload = f"{place}, upload from this machine with: {shlex.join(['wandb', 'sync', place])}"
             print(f"W&B: {upload if self.run.offline else self.run.url}")
 
     def log_epoch(self, stage: str, record: dict[str, float]) -> None:
-        """Log the record of an epoch as `<stage>/<key>`; validation of the run's own head also as `val/<key>`."""
-        values = {f"{stage}/{key}": value for key, value in record.items()} | {"epoch": record["epoch"]}
-        if stage == self.kind and "val_loss" in record:
-            values |= {"val/top1": record["val_top1"], "val/loss": record["val_loss"]}
-        if self.run:
-            self.run.log(values)
+        """Log the record of an epoch, and keep the best validation accuracy in the summary."""
+        if not self.run:
+            return
+        part = "refit" if stage.endswith("-refit") else "train"
+        values = {"epoch": record["epoch"]}
+        for key, value in record.items():
+            if key != "epoch":
+                values[f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"{part}/{key}"] = value
+        self.run.log(values)
+        if values.get("val/top1", -1) > self.best:
+            self.best = values["val/top1"]
+            self.summary({"best/top1": self.best, "best/loss": values["val/loss"], "best/epoch": values["epoch"]})
 
     def summary(self, values: dict[str, Any]) -> None:
         if self.run:
             self.run.summary.update(values)
+
+
+def _run_id(folder: Path) -> str:
+    """Return the id in the bundle; write it if there is none, that of W&B's agent if one has started this process."""
+    file = folder / "wandb_id.txt"
+    if not file.exists():
+        file.write_text(f"{os.environ.get('WANDB_RUN_ID') or uuid.uuid4().hex[:8]}\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
