@@ -114,11 +114,7 @@ ARGUMENTS = (
     ("predict", "--out", dict(type=Path, metavar="FOLDER", default=Path(), help="folder for saved files (default: .)")),
     ("export", "file", dict(type=Path, metavar="FILE", help="file to write, such as model.onnx")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
-    (
-        "report",
-        "--out",
-        dict(type=Path, metavar="FILE", help="default: report.html or comparison.html"),
-    ),
+    ("report", "--out", dict(type=Path, metavar="FILE", help="default: report.html or comparison.html")),
     ("report", "--previews", dict(type=int, metavar="N", default=240, help="most clips to show (default: 240)")),
     ("predict", "--unknown", dict(action="store_true", help="call whole videos with an improbable answer unknown")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
@@ -174,13 +170,7 @@ def _run(argv: list[str]) -> None:
         values["config"] = config
     elif OVERRIDABLE[command]:
         values["overrides"] = overrides
-    if command in (
-        "extract",
-        "evaluate",
-        "report",
-        "predict",
-        "export",
-    ):  # The decoding processes start while PyTorch is imported.
+    if command in ("extract", "evaluate", "report", "predict", "export"):  # Decoders start early.
         importlib.import_module("pipeline.video.workers").preload()
     getattr(importlib.import_module(f"pipeline.{command}"), command)(**values)
 

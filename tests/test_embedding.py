@@ -16,12 +16,14 @@ MODULES = IN_ROOMS + [name for name in FOUND if name not in IN_ROOMS and name !=
 """Lower rooms first, so that the module that changes something is named."""
 CHECK = """
 import importlib, os, signal, sys
-import torch, av, timm, decord, sklearn  # Imported first, so that only the module's own effects are seen.
+import matplotlib, torch, av, timm, decord, sklearn  # Imported first, so that only the module's own effects are seen.
 
 def state():
     return {
         "environment": dict(os.environ),
         "signals": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "matplotlib backend": matplotlib.rcParams._get("backend"),
+        "matplotlib settings": {key: str(value) for key, value in dict.items(matplotlib.rcParams) if key != "backend"},
         "torch": (
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32,
             torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision(), torch.get_num_threads(),
