@@ -58,13 +58,12 @@ def confusions(labels: list[str], predicted: list[str], classes: list[str]) -> d
 
 
 def reliability(confidences: Iterable[float], hits: Iterable[bool]) -> dict[str, Any]:
-    """Draw accuracy over confidence in bins of equal width, with the expected calibration error."""
+    """Draw accuracy over confidence in bins of equal width."""
     confidence_N, hit_N = np.array([*confidences]), np.array([*hits], float)
     bin_N = np.minimum((confidence_N * BINS).astype(int), BINS - 1)
-    bins, error = [], 0.0
+    bins = []
     for number in np.unique(bin_N):
         inside = bin_N == number
         accuracy, confidence = hit_N[inside].mean(), confidence_N[inside].mean()
-        error += inside.mean() * abs(accuracy - confidence)
         bins.append({"number": int(number), "clips": int(inside.sum()), "accuracy": accuracy, "confidence": confidence})
-    return {"bins": bins, "error": error, "accuracy": hit_N.mean(), "confidence": confidence_N.mean()}
+    return {"bins": bins, "accuracy": hit_N.mean(), "confidence": confidence_N.mean()}
