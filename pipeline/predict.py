@@ -4,17 +4,18 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.base.errors import ConfigError, KinemaError, printable
-from pipeline.inference.formats import Answered, check_formats, save, unused_name
+from pipeline.inference.extras import Extras
 from pipeline.inference.predictor import Prediction, Predictor
 from pipeline.inference.printing import printer
 from pipeline.inference.sources import DOWNLOADED, expand, fetched
 from pipeline.models.segmenter import Segment
-from pipeline.runs.recordings import actions
 from pipeline.video.recording import Recording
 from pipeline.video.workers import Failure
 
+Answer = Prediction | Recording | Failure
 LONG = 3
 """A video of more windows than this is answered as segments."""
 BATCH = 256
@@ -27,75 +28,74 @@ def predict(
     top: int,
     style: str,
     mode: str,
-    formats: list[str],
-    out: Path,
     unknown: bool,
     overrides: dict[str, str],
+    **files: Any,
 ) -> None:
     """Print the answer for each source as it is ready; raise at the end if some cannot be read.
 
     `style` is table, json or csv; `mode` is whole, segments, or auto: by the length of each video. With
-    `unknown`, whole videos below the run's threshold are 'unknown'."""
+    `unknown`, whole videos below the run's threshold are 'unknown'. `files` are the arguments of `Extras`."""
     if top < 1:
         raise ConfigError(f"--top must be at least 1, got {top}")
-    check_formats(formats)
-    predictor, unreadable, saved = Predictor(run, overrides), [], []
+    extras = Extras(**files)
+    predictor, unreadable = Predictor(run, overrides), []
     show = printer(style, top, predictor.classes)
-    for source, answer in _answers(predictor, expand(sources), mode):
-        if isinstance(answer, Recording):
-            recording, segments = answer, []
-            try:
-                for segment in _with_gaps(source, predictor.segments_of(recording), recording.duration):
-                    segments.append(segment)
-                    show(source, segment)
-            except KinemaError as error:
-                answer = Failure(str(error))
-            if formats and segments:
-                name = unused_name(source, [video.name for video in saved])
-                saved.append(Answered(source, name, recording.frame_rate, actions(segments)))
-                save(out, formats, saved, run.name)
+    for source, path, answer in _answers(predictor, expand(sources), mode):
         if unknown and isinstance(answer, Prediction):
             answer = answer._replace(is_unknown=predictor.is_unknown(answer))
-        if not isinstance(answer, Recording):
-            show(source, answer)
-        if isinstance(answer, Failure):
-            unreadable.append(f"{printable(source)}: cannot be read: {answer.reason}")
+        try:
+            if isinstance(answer, Failure):
+                raise KinemaError(answer.reason)
+            if isinstance(answer, Recording):
+                segments, cells = [], []
+                found = predictor.segments_of(answer, cells if extras.plot else None)
+                for segment in _with_gaps(source, found, answer.duration):
+                    segments.append(segment)
+                    show(source, segment)
+                extras.add_recording(source, answer, segments, cells, predictor)
+            else:
+                show(source, answer)
+                extras.add_clip(source, path, answer)
+        except ConfigError:
+            raise
+        except KinemaError as error:
+            show(source, Failure(str(error)))
+            unreadable.append(f"{printable(source)}: cannot be read: {error}")
+    extras.finish(predictor)
     if unreadable:
         raise KinemaError("\n".join(unreadable))
 
 
-def _answers(
-    predictor: Predictor, sources: Iterator[str], mode: str
-) -> Iterator[tuple[str, Prediction | Recording | Failure]]:
-    """Yield each source once, in order, with its classes, or as a recording to be divided into segments."""
+def _answers(predictor: Predictor, sources: Iterator[str], mode: str) -> Iterator[tuple[str, Path, Answer]]:
+    """Yield each source once, in order, with its file and its answer; a recording is still to be divided."""
     for is_address, group in itertools.groupby(dict.fromkeys(sources), lambda source: source.startswith(DOWNLOADED)):
         while batch := [*itertools.islice(group, 1 if is_address else BATCH)]:
             with fetched(batch[0]) as first:
                 if isinstance(first, Failure):
-                    yield batch[0], first
-                else:
-                    paths = dict(zip([first, *map(Path, batch[1:])], batch, strict=True))
-                    yield from _answers_of_files(predictor, paths, mode)
+                    yield batch[0], Path(), first
+                    continue
+                paths = dict(zip([first, *map(Path, batch[1:])], batch, strict=True))
+                for path, answer in _answers_of_files(predictor, paths, mode):
+                    yield paths[path], path, answer
 
 
-def _answers_of_files(
-    predictor: Predictor, paths: dict[Path, str], mode: str
-) -> Iterator[tuple[str, Prediction | Recording | Failure]]:
+def _answers_of_files(predictor: Predictor, paths: dict[Path, str], mode: str) -> Iterator[tuple[Path, Answer]]:
     if mode == "auto" and not predictor.window:
         mode = "whole"
         print(f"{predictor.run}: trained before runs had a window, so every file is one clip.", file=sys.stderr)
     plans = {} if mode == "whole" else predictor.plan([*paths])
-    longest = 0 if mode == "segments" else LONG * predictor.window.seconds if predictor.window else 0
-    is_long = {path for path, p in plans.items() if isinstance(p, Recording) and p.duration > longest}
+    longest = LONG * predictor.window.seconds if mode == "auto" else 0.0
+    is_long = {path for path, plan in plans.items() if isinstance(plan, Recording) and plan.duration > longest}
     for long, group in itertools.groupby(paths, is_long.__contains__):
         if not long:
-            yield from ((paths[path], answer) for path, answer in predictor.predict_many(group))
+            yield from predictor.predict_many(group)
             continue
         for path in group:
             if mode == "auto":
                 length = f"{plans[path].duration:.1f} s, more than {LONG} windows of {predictor.window.seconds:.1f} s"
                 print(f"{printable(paths[path])}: {length}: shown as segments (--whole: as one clip)", file=sys.stderr)
-            yield paths[path], plans[path]
+            yield path, plans[path]
 
 
 def _with_gaps(source: str, segments: Iterator[Segment], duration: float) -> Iterator[Segment]:

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.base.errors import KinemaError, printable
@@ -97,14 +98,17 @@ class Predictor:
             raise KinemaError(f"{self.run}: trained before runs had a window for segments; delete it and train again")
         return plan_recordings(paths, self.window.step, self.config.decode)
 
-    def segments_of(self, recording: Recording) -> Iterator[Segment]:
+    def segments_of(self, recording: Recording, cells: list[np.ndarray | None] | None = None) -> Iterator[Segment]:
+        """Do the same for a planned recording. `cells` gets the log-probabilities over time, see `SlidingWindow`."""
         windows = SlidingWindow(self.classifier, self.window)
         segmenter, left = Segmenter(self.window, self.classes), len(recording.indices_T)
         with closing(read_recording(recording, self.backbone, self.config.decode)) as parts:
             for frames in parts:
                 left -= len(frames)
-                cells = windows.push(frames, ended=not left)
-                yield from segmenter.push(cells, None if left else recording.duration)
+                known = windows.push(frames, ended=not left)
+                if cells is not None:
+                    cells += known
+                yield from segmenter.push(known, None if left else recording.duration)
 
     def best(self, prediction: Prediction, top: int = 5) -> list[dict[str, Any]]:
         return prediction.top(top)
