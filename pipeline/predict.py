@@ -3,19 +3,21 @@
 import itertools
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import ConfigError, KinemaError, printable
 from pipeline.inference.extras import Extras
+from pipeline.inference.live import LiveAnswer, is_live
 from pipeline.inference.predictor import Prediction, Predictor
 from pipeline.inference.printing import printer
-from pipeline.inference.sources import DOWNLOADED, expand, fetched
+from pipeline.inference.sources import expand, fetched, is_local
 from pipeline.models.segmenter import Segment
 from pipeline.video.recording import Recording
 from pipeline.video.workers import Failure
 
-Answer = Prediction | Recording | Failure
+Answer = Prediction | Recording | Iterator[LiveAnswer] | Failure
 LONG = 3
 """A video of more windows than this is answered as segments."""
 BATCH = 256
@@ -54,6 +56,10 @@ def predict(
                     segments.append(segment)
                     show(source, segment)
                 extras.add_recording(source, answer, segments, cells, predictor)
+            elif isinstance(answer, Iterator):
+                with closing(answer):
+                    for part in answer:
+                        show(source, part)
             else:
                 show(source, answer)
                 extras.add_clip(source, path, answer)
@@ -69,8 +75,11 @@ def predict(
 
 def _answers(predictor: Predictor, sources: Iterator[str], mode: str) -> Iterator[tuple[str, Path, Answer]]:
     """Yield each source once, in order, with its file and its answer; a recording is still to be divided."""
-    for is_address, group in itertools.groupby(dict.fromkeys(sources), lambda source: source.startswith(DOWNLOADED)):
-        while batch := [*itertools.islice(group, 1 if is_address else BATCH)]:
+    for is_file, group in itertools.groupby(dict.fromkeys(sources), is_local):
+        while batch := [*itertools.islice(group, BATCH if is_file else 1)]:
+            if is_live(batch[0]):
+                yield batch[0], Path(), predictor.stream(batch[0], lambda line: print(printable(line), file=sys.stderr))
+                continue
             with fetched(batch[0]) as first:
                 if isinstance(first, Failure):
                     yield batch[0], Path(), first

@@ -1,7 +1,8 @@
 """Classify videos with a run bundle, through the code of extraction."""
 
+import html
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +18,10 @@ from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures
 from pipeline.features.extraction import clip_features
 from pipeline.features.store import fingerprint
+from pipeline.inference.live import LiveAnswer, answer_stream
 from pipeline.inference.recordings import plan_recordings, read_recording
 from pipeline.models.segmenter import Segment, Segmenter
-from pipeline.models.windows import SlidingWindow
+from pipeline.models.windows import SlidingWindow, Window
 from pipeline.runs.bundle import Bundle
 from pipeline.video.recording import Recording
 from pipeline.video.workers import Failure
@@ -45,6 +47,16 @@ class Prediction(NamedTuple):
     @property
     def probability(self) -> float:
         return self.top(1)[0]["probability"]
+
+    def _repr_html_(self) -> str:
+        """Return a table with bars, for notebooks."""
+        bar = '<div style="background:#56B4E9;height:0.8em;width:{:.0f}px"></div>'
+        rows = (
+            f"<tr><td>{html.escape(guess['label'])}</td><td>{guess['probability']:.1%}</td>"
+            f"<td>{bar.format(200 * guess['probability'])}</td></tr>"
+            for guess in self.top()
+        )
+        return f"<table>{''.join(rows)}</table>"
 
 
 class Predictor:
@@ -94,9 +106,12 @@ class Predictor:
 
     def plan(self, paths: list[Path]) -> dict[Path, Recording | Failure]:
         """Return how long videos are, and which of their frames are needed."""
+        return plan_recordings(paths, self._window().step, self.config.decode)
+
+    def _window(self) -> Window:
         if not self.window:
             raise KinemaError(f"{self.run}: trained before runs had a window for segments; delete it and train again")
-        return plan_recordings(paths, self.window.step, self.config.decode)
+        return self.window
 
     def segments_of(self, recording: Recording, cells: list[np.ndarray | None] | None = None) -> Iterator[Segment]:
         """Do the same for a planned recording. `cells` gets the log-probabilities over time, see `SlidingWindow`."""
@@ -109,6 +124,20 @@ class Predictor:
                 if cells is not None:
                     cells += known
                 yield from segmenter.push(known, None if left else recording.duration)
+
+    def features(self, video: str | Path) -> ClipFeatures:
+        """Return the features of the sampled frames of a video; raises a KinemaError if it cannot be read."""
+        clip = Clip(id=str(video), path=Path(video), label="", group="")
+        [(_, outcome)] = clip_features([clip], self.backbone, self.config.sampling, self.config.decode)
+        if isinstance(outcome, Failure):
+            raise KinemaError(f"{printable(video)}: cannot be read: {outcome.reason}")
+        return outcome
+
+    def stream(self, source: str, note: Callable[[str], None] = lambda _: None) -> Iterator[LiveAnswer]:
+        """Yield what happens in a live source, such as `rtsp://...`, until the iterator is closed. `note` gets a line
+        when the source is lost."""
+        window = self._window()
+        return answer_stream(source, self.backbone, self.classifier, window, self.classes, note)
 
     def best(self, prediction: Prediction, top: int = 5) -> list[dict[str, Any]]:
         return prediction.top(top)

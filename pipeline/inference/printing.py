@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.base.errors import printable
+from pipeline.inference.live import LiveAnswer
 from pipeline.inference.predictor import Prediction
 from pipeline.models.segmenter import Segment
 from pipeline.video.workers import Failure
 
-Printer = Callable[[str, Prediction | Segment | Failure], None]
+Answer = Prediction | Segment | LiveAnswer | Failure
+Printer = Callable[[str, Answer], None]
 CSV_COLUMNS = "path", "start", "end", "label", "probability", "error"
 
 
@@ -22,7 +24,7 @@ def printer(style: str, top: int, classes: list[str]) -> Printer:
     if style == "csv":
         writer.writeheader()
 
-    def show(source: str, answer: Prediction | Segment | Failure) -> None:
+    def show(source: str, answer: Answer) -> None:
         if style == "json":
             print(json.dumps({"path": source, **as_dict(answer, top)}))
         elif style == "csv":
@@ -35,19 +37,26 @@ def printer(style: str, top: int, classes: list[str]) -> Printer:
     return show
 
 
-def as_dict(answer: Prediction | Segment | Failure, top: int) -> dict[str, Any]:
+def as_dict(answer: Answer, top: int) -> dict[str, Any]:
     match answer:
         case Failure(reason):
             return {"error": reason}
         case Segment(start, end, label, probability):
             edges = {"start": round(start, 3), "end": round(end, 3)}
             return {**edges, "label": label, "probability": round(probability, 4)}
+        case LiveAnswer(segment, is_finished, age, dropped):
+            fresh = {"finished": is_finished, "age": round(age, 2), "dropped": dropped}
+            return as_dict(segment, top) | fresh
     label = {"label": "unknown"} if answer.is_unknown else {}
     return {"frames": answer.frames, "planned": answer.planned, **label, "top": answer.top(top)}
 
 
-def as_row(answer: Prediction | Segment, top: int, width: int) -> str:
+def as_row(answer: Prediction | Segment | LiveAnswer, top: int, width: int) -> str:
     """Return the columns before the source, which comes last because it may be long."""
+    if isinstance(answer, LiveAnswer):
+        state = "        " if answer.is_finished else "goes on "
+        dropped = f"{answer.dropped} frames dropped  " if answer.dropped else ""
+        return f"{as_row(answer.segment, top, width)}{state} {answer.age:.1f} s ago  {dropped}"
     if isinstance(answer, Segment):
         times = f"{clock(answer.start):>12} {clock(answer.end):>12}"
         return f"{times}  {printable(answer.label):{width}} {answer.probability:6.1%}  "
@@ -63,7 +72,7 @@ def clock(seconds: float) -> str:
     return (f"{hours}:" if hours else "") + f"{minutes}:{rest % 6000 / 100:05.2f}"
 
 
-def _damage(answer: Prediction | Segment) -> str:
-    if isinstance(answer, Segment) or answer.frames == answer.planned:
+def _damage(answer: Prediction | Segment | LiveAnswer) -> str:
+    if not isinstance(answer, Prediction) or answer.frames == answer.planned:
         return ""
     return f" (damaged: {answer.frames} of {answer.planned} frames)"

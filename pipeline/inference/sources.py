@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.data.folder import VIDEO_SUFFIXES, files_in
+from pipeline.inference.live import is_live
 from pipeline.video.workers import Failure
 
 DOWNLOADED = ("http://", "https://")
@@ -27,7 +28,7 @@ def expand(sources: Iterable[str]) -> Iterator[str]:
         path = Path(source)
         if source == "-":
             yield from expand(_lines(sys.stdin))
-        elif source.startswith(DOWNLOADED):
+        elif not is_local(source):
             yield source
         elif path.is_dir():
             files = [str(file) for file in files_in(path) if file.suffix.lower() in VIDEO_SUFFIXES]
@@ -39,6 +40,11 @@ def expand(sources: Iterable[str]) -> Iterator[str]:
             yield from map(str, map(Path, sorted(glob.glob(source, recursive=True)) or [source]))
         else:
             yield str(path)
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a file, neither an address nor live."""
+    return not source.startswith(DOWNLOADED) and not is_live(source)
 
 
 def _lines(stream: Iterable[str]) -> list[str]:

@@ -54,10 +54,13 @@ class Segmenter:
             self.cell += 1
         return found
 
-    def _finish(self) -> list[Segment]:
+    def current(self) -> Segment | None:
+        """Return the segment that is not finished, up to where it is certain."""
         if self.label is None:
-            return []
+            return None
         edges = self.began * self.cell_seconds, self.cell * self.cell_seconds
-        segment = Segment(*edges, self.classes[self.label], float(np.mean(self.probabilities)))
-        self.label, self.probabilities = None, []
-        return [segment]
+        return Segment(*edges, self.classes[self.label], float(np.mean(self.probabilities)))
+
+    def _finish(self) -> list[Segment]:
+        segment, self.label, self.probabilities = self.current(), None, []
+        return [segment] if segment else []
