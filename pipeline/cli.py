@@ -9,6 +9,7 @@ Video action recognition with a frozen CNN, cached features and a BiLSTM.
   compare   Compare evaluated runs on the same test clips.
   probe     Test whether a trained run depends on the order of frames.
   predict   Classify videos.
+  explain   Show what a prediction rests on, as a picture.
   export    Write a trained run as one ONNX file.
   failures  Show which clips could not be read and why.
   store     List, verify or prune the cached features.
@@ -98,7 +99,7 @@ SOURCES = "file, folder, 'glob', list.txt, http(s) URL, or - for a list on stand
 FORMATS = "also save segments: srt, vtt, eaf, activitynet, labelstudio; several with commas"
 ARGUMENTS = (
     ("extract train failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
-    ("evaluate probe predict export", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
+    ("evaluate probe predict explain export", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
     ("report compare", "folders", dict(type=Path, nargs="+", metavar="RUN", help="folders of runs")),
     ("extract", "--shard", dict(type=_shard, metavar="I/N", default=(1, 1), help="process only the I-th of N parts")),
     ("extract", "--retry-failed", dict(action="store_true", help="try clips again that failed before")),
@@ -111,7 +112,8 @@ ARGUMENTS = (
     ("predict", "--segments", dict(_const("mode", "segments", "auto"), help="divide every video into segments")),
     ("evaluate", "--segments", dict(action="store_true", help="compare the segments of whole recordings with a list")),
     ("predict", "--save", dict(type=_names, dest="formats", metavar="FORMATS", default=[], help=FORMATS)),
-    ("predict", "--out", dict(type=Path, metavar="FOLDER", default=Path(), help="folder for saved files (default: .)")),
+    ("explain", "video", dict(type=Path, metavar="VIDEO", help="video to classify as a whole")),
+    ("predict explain", "--out", dict(type=Path, metavar="FOLDER", default=Path(), help="default: this folder")),
     ("export", "file", dict(type=Path, metavar="FILE", help="file to write, such as model.onnx")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
     ("report", "--out", dict(type=Path, metavar="FILE", help="default: report.html or comparison.html")),
@@ -172,7 +174,7 @@ def _run(argv: list[str]) -> None:
         values["config"] = config
     elif OVERRIDABLE[command]:
         values["overrides"] = overrides
-    if command in ("extract", "evaluate", "report", "predict", "export"):  # Decoders start early.
+    if command in ("extract", "evaluate", "report", "predict", "explain", "export"):  # Decoders start early.
         importlib.import_module("pipeline.video.workers").preload()
     getattr(importlib.import_module(f"pipeline.{command}"), command)(**values)
 

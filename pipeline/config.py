@@ -23,6 +23,7 @@ OVERRIDABLE: dict[str, tuple[str, ...]] = {
     "report": ("data.root", "decode"),
     "compare": (),
     "predict": ("device", "decode", "backbone.engine", "backbone.precision"),
+    "explain": ("device", "decode", "backbone.engine", "backbone.precision"),
     "export": ("data.root", "decode"),
     "store": ("store",),
 }

@@ -1,25 +1,19 @@
 """Write a run as one ONNX file: `kinema export data/runs/ucf101 model.onnx`."""
 
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import joblib
-import numpy as np
 
 from pipeline import __version__
 from pipeline.base.errors import KinemaError
 from pipeline.base.files import atomic_write
 from pipeline.base.settings import build
 from pipeline.config import OVERRIDABLE, Config
-from pipeline.data.clip import Clip
+from pipeline.inference.frames import decoded_clips
 from pipeline.inference.onnx_graph import Network, check, to_onnx
 from pipeline.inference.predictor import Predictor
 from pipeline.runs.bundle import Bundle
-from pipeline.video.transform import read_frames
-from pipeline.video.workers import Failure, run_isolated
+from pipeline.video.workers import Failure
 
 CHECKED = 16
 """Test clips to compare."""
@@ -39,7 +33,9 @@ def export(run: Path, file: Path, overrides: dict[str, Any]) -> None:
         "resize": json.dumps(transform._asdict()),
     }
     test = [clip for clip in bundle.dataset(config.data.root).of("test") if clip.path.is_file()]
-    clips = list(_read(test[:: max(len(test) // CHECKED, 1)][:CHECKED], config, transform))
+    chosen = test[:: max(len(test) // CHECKED, 1)][:CHECKED]
+    outcomes = [outcome for _, outcome in decoded_clips(chosen, config, transform)]
+    clips = [outcome.frames.transpose(0, 2, 3, 1) for outcome in outcomes if not isinstance(outcome, Failure)]
     if not clips:
         raise KinemaError(f"{config.data.root}: no test clip of the run to check the graph on; give --data.root")
     network = Network(predictor.backbone.network, predictor.classifier).eval()
@@ -49,14 +45,3 @@ def export(run: Path, file: Path, overrides: dict[str, Any]) -> None:
         temporary.write_bytes(graph)
     height, width = transform.crop
     print(f"Saved {file}: frames uint8 [N,T,{height},{width},3] -> probabilities [N,{len(predictor.classes)}]")
-
-
-def _read(clips: list[Clip], config: Config, transform: Any) -> Iterator[np.ndarray]:
-    """Yield the frames of the readable clips, uint8 [T,H,W,3]."""
-    decode = config.decode
-    load = functools.partial(read_frames, sampling=config.sampling, decode=decode, transform=transform)
-    workers = decode.workers or joblib.cpu_count()
-    fallback = functools.partial(load, decoders=("pyav",))
-    for _, decoded in run_isolated(load, clips, workers, decode.timeout, decode.memory_limit, fallback):
-        if not isinstance(decoded, Failure):
-            yield decoded.frames.transpose(0, 2, 3, 1)
