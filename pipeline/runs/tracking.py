@@ -26,7 +26,7 @@ class Tracker:
     """The W&B run of the bundle in `folder`, as a context manager; `run` is None if tracking is off."""
 
     def __init__(self, config: Config, folder: Path, fingerprint: str):
-        self.run, self.best = None, -1.0
+        self.run, self.best = None, (-1.0, 0.0)  # Validation accuracy and -loss.
         mode = config.tracking if config.tracking != "auto" else os.environ.get("WANDB_MODE") or "auto"
         if mode in ("off", "disabled"):
             return
@@ -85,9 +85,10 @@ class Tracker:
             if key != "epoch":
                 values[f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"{part}/{key}"] = value
         self.run.log(values)
-        if values.get("val/top1", -1) > self.best:
-            self.best = values["val/top1"]
-            self.summary({"best/top1": self.best, "best/loss": values["val/loss"], "best/epoch": values["epoch"]})
+        if "val/top1" in values and (values["val/top1"], -values["val/loss"]) > self.best:
+            self.best = values["val/top1"], -values["val/loss"]
+            self.summary({"best/top1": values["val/top1"], "best/loss": values["val/loss"]})
+            self.summary({"best/epoch": values["epoch"]})
 
     def summary(self, values: dict[str, Any]) -> None:
         if self.run:
