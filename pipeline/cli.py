@@ -4,6 +4,7 @@ Video action recognition with a frozen CNN, cached features and a BiLSTM.
 
   extract   Compute the features of a data set and cache them.
   train     Train a head and its linear baselines on cached features.
+  sweep     Try settings by cross-validation, and train with the best.
   evaluate  Evaluate a trained run on its test split.
   report    Write an HTML report of evaluated runs.
   compare   Compare evaluated runs on the same test clips.
@@ -98,12 +99,19 @@ COMMANDS = dict(line.split(maxsplit=1) for line in __doc__.splitlines() if line.
 SOURCES = "file, folder, 'glob', list.txt, http(s) URL, or - for a list on standard input; -- before names with a dash"
 FORMATS = "also save segments: srt, vtt, eaf, activitynet, labelstudio; several with commas"
 ARGUMENTS = (
-    ("extract train failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
+    ("sweep", "sweep_file", dict(type=Path, metavar="FILE", help="settings to try, as a YAML file of W&B's sweeps")),
+    ("extract train sweep failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
     ("evaluate probe predict explain export", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
     ("report compare", "folders", dict(type=Path, nargs="+", metavar="RUN", help="folders of runs")),
     ("extract", "--shard", dict(type=_shard, metavar="I/N", default=(1, 1), help="process only the I-th of N parts")),
     ("extract", "--retry-failed", dict(action="store_true", help="try clips again that failed before")),
     ("train", "--run", dict(metavar="NAME", help="name of the run (default: name of the config file)")),
+    (
+        "sweep",
+        "--run",
+        dict(metavar="NAME", default="best", help="name of the run with the best settings (default: best)"),
+    ),
+    ("sweep", "--folds", dict(type=int, metavar="N", default=3, help="parts that are held out in turn (default: 3)")),
     ("predict", "sources", dict(nargs="+", metavar="SOURCE", help=SOURCES)),
     ("probe compare", "--json", dict(action="store_true", dest="as_json", help="print JSON")),
     ("predict", "--json", dict(_const("style", "json", "table"), help="print a JSON object for each answer")),
@@ -165,7 +173,9 @@ def _run(argv: list[str]) -> None:
         parser.error(f"unknown argument '{unknown[0]}'{nearest(Config.RENAMED.get(name, name), values)}")
     overrides = {name: value for name in flatten(Config) if (value := values.pop(name)) is not None}
     if command == "train":
-        values["run"] = args.run or (args.config.stem if args.config else "run")
+        name = args.config.stem if args.config else "run"
+        agent = os.environ.get("WANDB_RUN_ID")  # Of W&B's agent, which gives every trial an id.
+        values["run"] = args.run or (f"{name}-{agent}" if agent else name)
     elif command in ("extract", "failures"):
         given = {"config": values["config"], **overrides}
         values["settings"] = [f"--{name}={value}" for name, value in given.items() if value is not None]

@@ -47,7 +47,7 @@ def test_help_shows_the_arguments_and_settings_of_a_command(command, capsys):
     assert f"usage: kinema {command}" in text and COMMANDS[command] in text
     assert all(name in text for commands, name, _ in ARGUMENTS if name.startswith("--") and command in commands)
     assert ("--decode.timeout FLOAT" in text and "(default: 60.0)" in text) == (command not in ("store", "compare"))
-    assert ("--head.hidden" in text) == (command in ("extract", "train", "failures"))
+    assert ("--head.hidden" in text) == (command in ("extract", "train", "sweep", "failures"))
 
 
 def test_help_imports_no_slow_library():

@@ -26,7 +26,7 @@ class Results(NamedTuple):
         """Read the results in the folder of a run."""
         try:
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            metrics["failures"], metrics["probe"]  # Raises for a run of an earlier version.
+            metrics["failures"], metrics["probe"], metrics["ece"]  # Raises for a run of an earlier version.
             with (folder / "predictions.csv").open(newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
             for row in rows:
