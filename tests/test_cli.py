@@ -86,7 +86,7 @@ def test_the_page_of_settings_is_up_to_date():
         ("extract --data.root . --device cuda:99", "device 'cuda:99'"),
         ("extract --data.root . --device meta", "device 'meta'"),
         ("evaluate none", "none: no such run"),
-        ("predict run", "required: VIDEO"),
+        ("predict run", "required: SOURCE"),
         ("predict run video --top many", "argument --top: invalid int value"),
         ("predict . a.mp4 --top 0", "--top must be at least 1, got 0"),
         ("predict . a.mp4 --top -1", "--top must be at least 1, got -1"),
@@ -111,7 +111,8 @@ def test_settings_that_a_run_fixes_are_refused(command):
 def test_settings_that_a_run_does_not_fix_are_taken(calls):
     kinema("evaluate", "run", "--max-missing", 0.5, "--decode.timeout", 3)
     kinema("predict", "run", "--backbone.engine=torch", "x.mp4")
-    assert calls[0] == {"run": Path("run"), "overrides": {"max_missing": "0.5", "decode.timeout": "3"}}
+    overrides = {"max_missing": "0.5", "decode.timeout": "3"}
+    assert calls[0] == {"run": Path("run"), "segments": False, "overrides": overrides}
     assert calls[1]["overrides"] == {"backbone.engine": "torch"}
     assert build(Config, None, {"decode.timeout": 3}, OVERRIDABLE["predict"]).decode.timeout == 3
 
@@ -120,8 +121,8 @@ def test_settings_that_a_run_does_not_fix_are_taken(calls):
 def test_files_that_begin_with_a_dash(name, calls):
     kinema("predict", "--top", 3, "run", "a.mp4", "--json", "--device=cpu", "--", name, "b.mp4")
     [arguments] = calls
-    assert arguments["videos"] == [Path("a.mp4"), Path(name), Path("b.mp4")]
-    assert (arguments["run"], arguments["top"], arguments["as_json"]) == (Path("run"), 3, True)
+    assert [*map(Path, arguments["sources"])] == [Path("a.mp4"), Path(name), Path("b.mp4")]
+    assert (arguments["run"], arguments["top"], arguments["style"]) == (Path("run"), 3, "json")
     assert arguments["overrides"] == {"device": "cpu"}
 
 

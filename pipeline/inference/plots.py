@@ -32,10 +32,10 @@ def thumbnail(frames_T3HW: torch.Tensor) -> torch.Tensor:
 
 def thumbnails(videos: list[Path], number: int, decode: DecodeConfig) -> dict[Path, np.ndarray]:
     """Return `number` frames of each video, uint8 [T,H,W,3], where they can be read."""
-    clips = [Clip(id=str(path), path=path, label="", group="") for path in videos]
+    clips = [Clip(id=str(path), path=path.absolute(), label="", group="") for path in videos]
     job = functools.partial(read_frames, sampling=SamplingConfig(frames=number), decode=decode, transform=thumbnail)
     outcomes = run_isolated(job, clips, 2, decode.timeout, decode.memory_limit)
-    return {c.path: o.frames.transpose(0, 2, 3, 1) for c, o in outcomes if not isinstance(o, Failure)}
+    return {Path(c.id): o.frames.transpose(0, 2, 3, 1) for c, o in outcomes if not isinstance(o, Failure)}
 
 
 def plot_recording(

@@ -83,13 +83,14 @@ class Predictor:
     def predict_many(self, videos: str | Path | Iterable[str | Path]) -> Iterator[tuple[Path, Prediction | Failure]]:
         """Yield (video, prediction or failure) in the given order, each video once."""
         paths = list(dict.fromkeys(map(Path, [videos] if isinstance(videos, str | Path) else videos)))
-        clips = [Clip(id=str(path), path=path, label="", group="") for path in paths]
+        # The decoding processes may have another current folder.
+        clips = [Clip(id=str(path), path=path.absolute(), label="", group="") for path in paths]
         done: dict[Path, Prediction | Failure] = {}
         with closing(clip_features(clips, self.backbone, self.config.sampling, self.config.decode)) as outcomes:
             for path in paths:
                 while path not in done:
                     clip, outcome = next(outcomes)
-                    done[clip.path] = outcome if isinstance(outcome, Failure) else self._classify(outcome)
+                    done[Path(clip.id)] = outcome if isinstance(outcome, Failure) else self._classify(outcome)
                 yield path, done.pop(path)
 
     __call__ = predict_many
@@ -127,7 +128,7 @@ class Predictor:
 
     def features(self, video: str | Path) -> ClipFeatures:
         """Return the features of the sampled frames of a video; raises a KinemaError if it cannot be read."""
-        clip = Clip(id=str(video), path=Path(video), label="", group="")
+        clip = Clip(id=str(video), path=Path(video).absolute(), label="", group="")
         [(_, outcome)] = clip_features([clip], self.backbone, self.config.sampling, self.config.decode)
         if isinstance(outcome, Failure):
             raise KinemaError(f"{printable(video)}: cannot be read: {outcome.reason}")

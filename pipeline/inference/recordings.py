@@ -19,8 +19,9 @@ from pipeline.video.workers import Failure, run_isolated
 def plan_recordings(paths: Iterable[Path], step: float, decode: DecodeConfig) -> dict[Path, Recording | Failure]:
     """Read the packet tables of videos, and choose a frame every `step` seconds."""
     job = functools.partial(plan, step=step, decode=decode)
-    workers = decode.workers or joblib.cpu_count()
-    return dict(run_isolated(job, paths, workers, decode.timeout, decode.memory_limit))
+    workers, absolute = decode.workers or joblib.cpu_count(), {path: path.absolute() for path in paths}
+    outcomes = dict(run_isolated(job, {*absolute.values()}, workers, decode.timeout, decode.memory_limit))
+    return {path: outcomes[absolute[path]] for path in absolute}
 
 
 def read_recording(recording: Recording, backbone: Backbone, decode: DecodeConfig) -> Iterator[list[np.ndarray | None]]:
