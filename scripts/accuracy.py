@@ -59,7 +59,7 @@ def run_once(config: Config, file: Path, split: int, seed: int) -> tuple[list[di
     run = f"{file.stem}-{config.head.kind}-s{split}-r{seed}"
     extract(config, [f"--config={file}"])
     train(config, run)
-    evaluate(config.runs / run, {"tracking": "off"})
+    evaluate(config.runs / run, False, {"tracking": "off"})
     with (config.runs / run / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
         return list(csv.DictReader(stream)), json.loads((config.runs / run / "metrics.json").read_text())
 

@@ -58,7 +58,7 @@ def main() -> None:
                 of_way = dataclasses.replace(config.train, imbalance=way)
                 run = f"{name}-{way}"
                 train(dataclasses.replace(config, data=data, train=of_way, runs=args.runs), run)
-                evaluate(args.runs / run, {})
+                evaluate(args.runs / run, False, {})
                 with (args.runs / run / "predictions.csv").open(newline="") as stream:
                     rows = list(csv.DictReader(stream))
                 # So weighted, the mean over clips is that over classes.
