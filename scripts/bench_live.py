@@ -10,6 +10,7 @@ import argparse
 import socket
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -56,7 +57,7 @@ def main() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    predictor, sender = Predictor(args.run), start(args.video, address)
+    predictor, senders = Predictor(args.run), [start(args.video, address)]
     began, seconds, ages, memory, killed, back = time.monotonic(), 60 * args.minutes, [], [], None, None
     me, dropped = psutil.Process(), 0
     for answer in predictor.stream(address, print):
@@ -65,15 +66,14 @@ def main() -> None:
         memory.append((now, me.memory_info().rss / 2**20))
         dropped = answer.dropped
         if killed is None and now > seconds / 2:
-            sender.kill()
+            senders[-1].kill()
             killed = now
-            time.sleep(10)
-            sender = start(args.video, address)
+            threading.Timer(10, lambda: senders.append(start(args.video, address))).start()
         elif killed and back is None and answer.segment.start > killed + 10:
             back = now - killed
         if now > seconds:
             break
-    sender.kill()
+    senders[-1].kill()
     early = max(size for at, size in memory if at <= max(seconds / 10, memory[0][0]))
     limit = 2 * predictor.window.seconds + 1
     print(

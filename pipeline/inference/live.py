@@ -134,11 +134,15 @@ def answer_stream(
 
     with closing(reader):
         while True:
-            taken = reader.take()
-            if not taken:
+            taken = [(number, picture) for number, picture in reader.take() if number >= place]
+            features = {}
+            if taken:
+                pictures_N3HW = np.stack([picture for _, picture in taken])
+                features = dict(zip((number for number, _ in taken), backbone(pictures_N3HW), strict=True))
+            # Without frames for a second, that second is lost: what came before it is answered now.
+            last = taken[-1][0] if taken else int((time.monotonic() - reader.began - 1) / window.step) - 1
+            if last < place:
                 continue
-            features = dict(zip((n for n, _ in taken), backbone(np.stack([p for _, p in taken])), strict=True))
-            last = taken[-1][0]
             frames = [features.get(number) for number in range(place, last + 1)]
             place = last + 1
             for segment in segmenter.push(windows.push(frames)):
