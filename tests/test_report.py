@@ -112,8 +112,7 @@ def test_previews_play(opened, way):
 
 
 @pytest.mark.parametrize("kind", ["report", "comparison"])
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_pages_are_accessible_and_fit(browser, trained, confused, tmp_path, kind, width, scheme):
     file = confused / "report.html"
     if kind == "comparison":

@@ -36,7 +36,7 @@ def write_report(
         "reliability": reliability([row["probability"] for row in rows], hits),
         "order": frame_order_lines(metrics["probe"])[-1],
         "charts": training_charts(history),
-        "seconds": {stage: sum(record["seconds"] for record in records) for stage, records in history.items()},
+        "seconds": {stage: sum(record.get("seconds", 0) for record in records) for stage, records in history.items()},
         "splits": _splits([*bundle.trained_on, *clips]),
         "reasons": sorted(reasons.items(), key=lambda item: -len(item[1])),
         "commands": [
