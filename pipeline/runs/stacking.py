@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from pipeline.models.heads import Head
 from pipeline.runs.dataset import ClipSet
 
-PRIOR = 0.3
+PRIOR = 1.0
 """Strength of the Gaussian prior around the initial weights, in clips."""
 
 
