@@ -6,8 +6,8 @@ import numpy as np
 class Viterbi:
     """Viterbi decoding (IEEE Trans. Inf. Theory 13, 1967) with one penalty, in nats, for every change of label.
 
-    A label is certain when the best paths to all present labels agree on it: nothing that follows can change it. With
-    `lag`, labels older than so many steps are taken from the best path so far."""
+    A label is certain when the best paths to all present labels agree on it: nothing that follows can change it. If
+    `lag` is given, labels older than `lag` steps are taken from the best path so far."""
 
     def __init__(self, penalty: float, lag: int | None = None):
         self.penalty, self.lag = penalty, lag
