@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.base.errors import KinemaError, printable
 from pipeline.data.clip import Clip
+from pipeline.features.extraction import decode_clips
 from pipeline.inference.drawing import draw
 from pipeline.inference.explanation import CELLS, Explanation, explain_clip
-from pipeline.inference.frames import decoded_clips
 from pipeline.inference.occlusion import Evidence
 from pipeline.inference.predictor import Predictor
 from pipeline.video.decode import DecodedClip
@@ -19,7 +19,8 @@ def explain(run: Path, video: Path, out: Path, overrides: dict[str, Any]) -> Non
     """Write `<out>/<name>_explained.png` and `.json` for the most likely class of a video as a whole."""
     predictor = Predictor(run, overrides)
     clip = Clip(id=str(video), path=video, label="", group="")
-    [(_, decoded)] = decoded_clips([clip], predictor.config, predictor.backbone.transform)
+    config = predictor.config
+    [(_, decoded)] = decode_clips([clip], predictor.backbone.transform, config.sampling, config.decode)
     if isinstance(decoded, Failure):
         raise KinemaError(f"{printable(video)}: cannot be read: {decoded.reason}")
     if len(decoded.frames) == 1:

@@ -9,7 +9,7 @@ from pipeline.base.errors import KinemaError
 from pipeline.base.files import atomic_write
 from pipeline.base.settings import build
 from pipeline.config import OVERRIDABLE, Config
-from pipeline.inference.frames import decoded_clips
+from pipeline.features.extraction import decode_clips
 from pipeline.inference.onnx_graph import Network, check, to_onnx
 from pipeline.inference.predictor import Predictor
 from pipeline.runs.bundle import Bundle
@@ -34,7 +34,7 @@ def export(run: Path, file: Path, overrides: dict[str, Any]) -> None:
     }
     test = [clip for clip in bundle.dataset(config.data.root).of("test") if clip.path.is_file()]
     chosen = test[:: max(len(test) // CHECKED, 1)][:CHECKED]
-    outcomes = [outcome for _, outcome in decoded_clips(chosen, config, transform)]
+    outcomes = [outcome for _, outcome in decode_clips(chosen, transform, sampling, config.decode)]
     clips = [outcome.frames.transpose(0, 2, 3, 1) for outcome in outcomes if not isinstance(outcome, Failure)]
     if not clips:
         raise KinemaError(f"{config.data.root}: no test clip of the run to check the graph on; give --data.root")

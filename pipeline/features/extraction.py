@@ -15,7 +15,7 @@ from pipeline.features.backbone import Backbone
 from pipeline.features.entry import ClipFeatures
 from pipeline.video.decode import DecodedClip
 from pipeline.video.recording import Chunk, read_chunk
-from pipeline.video.transform import read_frames
+from pipeline.video.transform import ResizeAndCrop, read_frames
 from pipeline.video.workers import Failure, run_isolated
 
 Outcomes = Iterable[tuple[Any, ClipFeatures | Failure]]
@@ -25,8 +25,7 @@ def clip_features(
     clips: Iterable[Clip], backbone: Backbone, sampling: SamplingConfig, decode: DecodeConfig
 ) -> Iterator[tuple[Clip, ClipFeatures | Failure]]:
     """Yield failures at once and features in batches. Closing the iterator, or an exception, ends the processes."""
-    load = functools.partial(read_frames, sampling=sampling, decode=decode, transform=backbone.transform)
-    return compute_features(clips, load, backbone, decode, functools.partial(load, decoders=("pyav",)))
+    return compute_features(decode_clips(clips, backbone.transform, sampling, decode), backbone)
 
 
 def chunk_features(
@@ -34,16 +33,29 @@ def chunk_features(
 ) -> Iterator[tuple[Chunk, ClipFeatures | Failure]]:
     """Do the same for chunks of a recording."""
     load = functools.partial(read_chunk, decode=decode, transform=backbone.transform)
-    return compute_features(chunks, load, backbone, decode)
+    return compute_features(_in_processes(load, chunks, decode), backbone)
+
+
+def decode_clips(
+    clips: Iterable[Clip], transform: ResizeAndCrop, sampling: SamplingConfig, decode: DecodeConfig
+) -> Iterator[tuple[Clip, DecodedClip | Failure]]:
+    """Yield the sampled frames of clips as the CNN gets them, in order of completion."""
+    load = functools.partial(read_frames, sampling=sampling, decode=decode, transform=transform)
+    return _in_processes(load, clips, decode, functools.partial(load, decoders=("pyav",)))
+
+
+def _in_processes(
+    load: Callable, jobs: Iterable, decode: DecodeConfig, fallback: Callable | None = None
+) -> Iterator[tuple[Any, DecodedClip | Failure]]:
+    workers = decode.workers or joblib.cpu_count()
+    return run_isolated(load, jobs, workers, decode.timeout, decode.memory_limit, fallback)
 
 
 def compute_features(
-    jobs: Iterable, load: Callable, backbone: Backbone, decode: DecodeConfig, fallback: Callable | None = None
+    outcomes: Iterator[tuple[Any, DecodedClip | Failure]], backbone: Backbone
 ) -> Iterator[tuple[Any, ClipFeatures | Failure]]:
-    """Yield (job, features or failure); `load`, or at a second attempt `fallback`, decodes a job."""
+    """Yield (job, features or failure) of decoded jobs."""
     backbone.recover_after_fork()
-    workers = decode.workers or joblib.cpu_count()
-    outcomes = run_isolated(load, jobs, workers, decode.timeout, decode.memory_limit, fallback)
     waiting: list[tuple[Any, DecodedClip]] = []
     in_cnn: Future[Outcomes] | None = None
     # The thread runs the CNN on one batch while the next is collected here. Its exceptions end the workers first.
