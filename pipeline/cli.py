@@ -71,7 +71,7 @@ def _prepare_process() -> None:
     if not os.access(os.path.expanduser("~"), os.W_OK):
         folder = tempfile.mkdtemp(prefix="kinema-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        for name in ("MPLCONFIGDIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        for name in ("MPLCONFIGDIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
             os.environ.setdefault(name, folder)
 
 

@@ -14,6 +14,7 @@ from pipeline.inference.predictor import Prediction, Predictor
 from pipeline.inference.printing import printer
 from pipeline.inference.sources import expand, fetched, is_local
 from pipeline.models.segmenter import Segment
+from pipeline.runs.tracking import download_model
 from pipeline.video.recording import Recording
 from pipeline.video.workers import Failure
 
@@ -41,6 +42,8 @@ def predict(
     if top < 1:
         raise ConfigError(f"--top must be at least 1, got {top}")
     extras = Extras(**files)
+    if str(run).startswith("wandb:"):
+        run = download_model(str(run).removeprefix("wandb:"))
     predictor, unreadable = Predictor(run, overrides), []
     show = printer(style, top, predictor.classes)
     for source, path, answer in _answers(predictor, expand(sources), mode):

@@ -60,6 +60,7 @@ def train(config: Config, run: str) -> None:
         classifiers, history, chosen = _train(config, store, learned, dataset.classes, device, tracker)
         metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)} | chosen
         bundle.save_models(classifiers, history, metadata)
+        tracker.log_model(bundle.files(), store.folder)
         tracker.summary({"train/total_seconds": time.monotonic() - began, **store.last_extraction()})
     print(f"Saved {bundle.folder}. Next: {command('evaluate', bundle.folder)}")
 

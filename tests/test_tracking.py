@@ -104,6 +104,29 @@ def test_frames_are_logged_only_when_asked_for(tracked):
     assert not without and len(four) == 4
 
 
+def test_the_model_is_an_artifact_and_the_bundle_holds_all_content(trained, tracked):
+    artifacts = of_type(read_logs(tracked), "artifact")
+    files = [
+        Path(entry["local_path"]) for a in artifacts for entry in a["manifest"]["contents"] if "local_path" in entry
+    ]
+    assert files and all(file.is_file() and file.is_relative_to(tracked) for file in files)
+    by_name = {artifact["name"]: artifact for artifact in artifacts}
+    fingerprint = Bundle(tracked).metadata()["fingerprint"]
+    [manifest] = by_name[f"features-{fingerprint}"]["manifest"]["contents"]
+    assert manifest["ref"] == (trained.parents[1] / "features" / fingerprint / "manifest.json").as_uri()
+    model = by_name["small"]
+    copied = {entry["path"]: entry["local_path"] for entry in model["manifest"]["contents"]}
+    assert copied == {file.name: str(file) for file in Bundle(tracked).files()}
+    assert json.loads(model["metadata"])["best/top1"] == summary(read_logs(tracked))["best/top1"]
+
+
+def test_a_model_that_cannot_be_downloaded_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    _, error = kinema("predict", "wandb:me/kinema/demo:best", "a.mp4", code=1)
+    assert error.startswith("kinema: wandb:me/kinema/demo:best: cannot be downloaded (") and error.count("\n") == 1
+
+
 def test_an_interrupted_run_keeps_its_id_and_seeds_share_a_group(trained, tmp_path, capsys):
     def environment():  # W&B itself names its service there at the first run of a process.
         return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}

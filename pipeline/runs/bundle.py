@@ -58,9 +58,13 @@ class Bundle:
         device = resolve_device(config.device)
         return bundle, config, device, bundle.load_models(config, device)
 
+    def files(self) -> list[Path]:
+        """Return the files that training writes, those that a prediction needs first."""
+        needed = [self.config_file, self.classes_file, self.backbone_file, self.model_file]
+        return [*needed, self.clips_file, self.history_file]
+
     def missing(self) -> list[str]:
-        files = self.config_file, self.classes_file, self.backbone_file, self.model_file
-        return [file.name for file in files if not file.is_file()]
+        return [file.name for file in self.files()[:4] if not file.is_file()]
 
     @property
     def classes(self) -> list[str]:

@@ -6,6 +6,7 @@ All jobs on a bundle log to one W&B run, whose id is in the bundle. Metrics have
 import hashlib
 import importlib.metadata
 import os
+import re
 import shlex
 import uuid
 from contextlib import suppress
@@ -26,7 +27,8 @@ class Tracker:
     """The W&B run of the bundle in `folder`, as a context manager; `run` is None if tracking is off."""
 
     def __init__(self, config: Config, folder: Path, fingerprint: str):
-        self.run, self.best = None, (-1.0, 0.0)  # Validation accuracy and -loss.
+        self.run, self.folder, self.best = None, folder, (-1.0, 0.0)  # Validation accuracy and -loss.
+        self.set_data_folder = False
         mode = config.tracking if config.tracking != "auto" else os.environ.get("WANDB_MODE") or "auto"
         if mode in ("off", "disabled"):
             return
@@ -62,6 +64,8 @@ class Tracker:
         self.run.define_metric("epoch", hidden=True)
         for stage in ("train", "val", "refit"):
             self.run.define_metric(f"{stage}/*", step_metric="epoch")
+        if "WANDB_DATA_DIR" not in os.environ:  # Where W&B keeps the content of tables and artifacts until the upload.
+            os.environ["WANDB_DATA_DIR"], self.set_data_folder = str(folder.absolute() / "wandb" / "data"), True
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +75,8 @@ class Tracker:
             return
         place = os.path.relpath(Path(self.run.dir).parent)
         self.run.finish(exit_code=1 if error else 0)
+        if self.set_data_folder:
+            del os.environ["WANDB_DATA_DIR"]
         if not error:
             upload = f"{place}, upload from this machine with: {shlex.join(['wandb', 'sync', place])}"
             print(f"W&B: {upload if self.run.offline else self.run.url}")
@@ -93,6 +99,44 @@ class Tracker:
     def summary(self, values: dict[str, Any]) -> None:
         if self.run:
             self.run.summary.update(values)
+
+    def log_model(self, files: list[Path], store: Path) -> None:
+        """Log the files of the bundle as the model artifact of the run's name, and the manifest of the feature store by
+        reference. A model online is `best` if none of its name had a better validation accuracy."""
+        if not self.run:
+            return
+        import wandb
+
+        features = wandb.Artifact(f"features-{store.name}", "features", metadata={"folder": str(store.absolute())})
+        features.add_reference((store / "manifest.json").absolute().as_uri())
+        (self.run.log_artifact if self.run.offline else self.run.use_artifact)(features)
+        name = re.sub(r"[^\w.-]", "-", self.folder.name, flags=re.ASCII)
+        model = wandb.Artifact(name, "model", metadata={"best/top1": self.best[0], "best/loss": -self.best[1]})
+        for file in files:
+            model.add_file(str(file), policy="immutable")  # Not copied: a run does not change once it is trained.
+        self.run.log_artifact(model, aliases=["latest", *(["best"] if self._is_best(name) else [])])
+
+    def _is_best(self, name: str) -> bool:
+        if self.run.offline:
+            return False  # Not known before the upload.
+        import wandb
+
+        try:
+            known = wandb.Api().artifact(f"{self.run.entity}/{self.run.project}/{name}:best").metadata
+        except (wandb.Error, ValueError):
+            return True  # The first of its name.
+        return self.best[0] >= known.get("best/top1", 0)
+
+
+def download_model(name: str) -> Path:
+    """Download the bundle of a model artifact, such as `entity/project/ucf101:best`, and return its folder."""
+    import wandb
+
+    try:
+        return Path(wandb.Api().artifact(name, type="model").download())
+    except (wandb.Error, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise KinemaError(f"wandb:{name}: cannot be downloaded ({reason}); see `wandb login`") from None
 
 
 def _run_id(folder: Path) -> str:
