@@ -86,7 +86,7 @@ class HeadConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     seed: Annotated[Seed, "Random seed for initial weights, batch order and dropout."] = 0
-    epochs: Annotated[PositiveInt, "Passes over the training clips."] = 45
+    epochs: Annotated[PositiveInt, "Passes over the training clips."] = 48
     refit: Annotated[bool, "Refit on train + val after model selection."] = True
     batch_size: Annotated[int, Ge(0), "Clips per step. 0: chosen from the number of training clips."] = 0
     learning_rate: Annotated[PositiveFloat, "Peak learning rate of AdamW."] = 2e-3

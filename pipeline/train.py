@@ -80,8 +80,9 @@ def _train(
     is_train_N = torch.tensor([clip.split == "train" for clip in clips])
 
     def fit_on(mask_N: torch.Tensor, stage: str) -> tuple[Reduction, ClipSet, dict[str, Head]]:
-        reduction = fit_reduction(config, store, [clips[n] for n in mask_N.nonzero().flatten().tolist()])
-        loaded = load_clips(store, clips, classes, reduction)
+        trained_on = [clips[n] for n in mask_N.nonzero().flatten().tolist()]
+        reduction = fit_reduction(config, store, trained_on)
+        loaded = load_clips(store, clips, classes, reduction, trained_on)
         history[stage] = []
         with progress(f"train {stage}", config.train.epochs, "epochs") as bar:
 

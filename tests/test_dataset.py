@@ -49,6 +49,24 @@ def test_clips_in_memory_are_reduced_frames(store, tmp_path):
         assert not loaded.frames_NTF[number, length:].any()
 
 
+def test_windows_show_a_clip_and_a_part_of_another(store, tmp_path):
+    clips = [write(store, tmp_path, number, number, frames=5 + number % 4) for number in range(300)]
+    reduction = Reduction.fit(torch.randn(50, 8, 12), torch.full((50,), 8), 4, 3)
+    loaded = load_clips(store, clips, ["a", "b"], reduction, clips[:9])
+    assert loaded.windows_NTF.shape == loaded.frames_NTF.shape
+    mask = torch.arange(300) % 2 == 0
+    torch.testing.assert_close(loaded.where(mask).windows_NTF, loaded.windows_NTF[mask])
+    shares, sides = [], set()
+    for length, frames, window in zip(loaded.lengths_N.tolist(), loaded.frames_NTF, loaded.windows_NTF, strict=True):
+        components, inside = frames[:length, :4], window[:length, :4]
+        places = [[n for n, frame in enumerate(components) if torch.allclose(frame, row)] for row in inside]
+        own = [n for n, found in enumerate(places) if found]
+        assert own == [*range(own[0], own[-1] + 1)] and not window[length:].any()
+        shares.append(len(own) / length)
+        sides |= {"before"} if own[0] else {"after"} if len(own) < length else set()
+    assert min(shares) >= 0.5 and 0.5 < np.mean(shares) < 0.95 and sides == {"before", "after"}
+
+
 def test_the_fraction_of_missing_clips_is_rounded_up(store, tmp_path, capsys):
     clips = [write(store, tmp_path, number, number) for number in range(9)]
     for clip in clips[:2]:

@@ -39,6 +39,15 @@ def test_uneven_classes(imbalance, expected, smoothing):
     assert head(clips.frames_NTF, clips.lengths_N)[0].softmax(0)[0].item() == pytest.approx(expected, abs=0.05)
 
 
+def test_windows_are_for_sequence_models():
+    clips = random_clips()
+    same, other = (clips._replace(windows_NTF=windows) for windows in (clips.frames_NTF, clips.frames_NTF.flip(1)))
+    first, second = (train("bilstm", TrainConfig(epochs=2), each)[0].branches for each in (same, other))
+    states = [(first[name].state_dict(), second[name].state_dict()) for name in ("mean", "pyramid", "bilstm")]
+    equal = [all(torch.equal(mine[key], theirs[key]) for key in mine) for mine, theirs in states]
+    assert equal == [True, True, False]
+
+
 @pytest.mark.parametrize("smoothing", [0.1, 0.4])
 def test_label_smoothing_bounds_the_confidence(smoothing):
     labels = torch.arange(30) % 3

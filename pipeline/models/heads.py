@@ -149,9 +149,15 @@ class Head(nn.Module):
         kinds = [kind for kind in ("pyramid", "mean") if {*KINDS[kind]} < {*self.branches}]
         return {kind: Head({name: self.branches[name] for name in KINDS[kind]}) for kind in kinds}
 
-    def logits(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Return the logits of each branch, [P,N,C]."""
-        return torch.stack([branch(frames_NTF, lengths_N) for branch in self.branches.values()])
+    def logits(
+        self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor, of_sequence_NTF: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the logits of each branch, [P,N,C]; a sequence model reads `of_sequence_NTF` instead, if given."""
+        other_NTF = frames_NTF if of_sequence_NTF is None else of_sequence_NTF
+        pairs = [
+            (branch, other_NTF if isinstance(branch, Sequence) else frames_NTF) for branch in self.branches.values()
+        ]
+        return torch.stack([branch(read_NTF, lengths_N) for branch, read_NTF in pairs])
 
     def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of the branches' log-probabilities, [N,C]."""

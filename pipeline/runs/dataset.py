@@ -1,5 +1,6 @@
 """Stored features -> clips in memory, reduced for the heads."""
 
+import itertools
 import math
 import os
 import random
@@ -26,18 +27,20 @@ FRAMES_TO_REDUCE = 20_000
 
 class ClipSet(NamedTuple):
     """Clips in memory: reduced frames float32 [N,T,2K+M], padded with zeros; lengths and labels int64 [N]; the numbers
-    of classes, components K and motion components M."""
+    of classes, components K and motion components M. `windows_NTF` are the same clips as windows of a recording."""
 
     frames_NTF: torch.Tensor
     lengths_N: torch.Tensor
     labels_N: torch.Tensor
     classes: int
     widths: tuple[int, int]
+    windows_NTF: torch.Tensor | None = None
 
     def where(self, mask_N: torch.Tensor) -> "ClipSet":
         """Return the clips of a mask."""
         frames_NTF, lengths_N, labels_N = (values[mask_N] for values in self[:3])
-        return ClipSet(frames_NTF, lengths_N, labels_N, *self[3:])
+        windows_NTF = None if self.windows_NTF is None else self.windows_NTF[mask_N]
+        return ClipSet(frames_NTF, lengths_N, labels_N, self.classes, self.widths, windows_NTF)
 
 
 def find_clips(store: FeatureStore, dataset: Dataset, split: str, max_missing: float) -> dict[Clip, Header]:
@@ -91,19 +94,34 @@ def fit_reduction(config: Config, store: FeatureStore, clips: list[Clip]) -> Red
 
 
 @torch.inference_mode()
-def load_clips(store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction) -> ClipSet:
-    """Load clips that have features, and reduce them; raise a KinemaError if some are damaged."""
-    reduced: list[torch.Tensor] = []
-    lengths: list[int] = []
+def load_clips(
+    store: FeatureStore, clips: list[Clip], classes: list[str], reduction: Reduction, others: list[Clip] | None = None
+) -> ClipSet:
+    """Load clips that have features, and reduce them; raise a KinemaError if some are damaged.
+
+    With `others`, also make a window of each clip, which shows a part of one of these before or after it."""
+    rng, reduced, lengths = np.random.default_rng(0), ([], []), []
+    beside = read_batches(store, random.Random(0).choices(others, k=len(clips))) if others else itertools.repeat([])
     with progress("load features", len(clips), "clips") as bar:
-        for batch in read_batches(store, clips):
-            features_NTD, lengths_N = padded(batch)
-            reduced += reduction(features_NTD, lengths_N).unbind(0)
-            lengths += lengths_N.tolist()
+        for batch, neighbours in zip(read_batches(store, clips), beside, strict=False):
+            windows = [window_between(*pair, rng) for pair in zip(batch, neighbours, strict=False)]
+            for kept, features in zip(reduced, (batch, windows), strict=True):
+                if features:
+                    features_NTD, lengths_N = padded(features)
+                    kept += reduction(features_NTD, lengths_N).unbind(0)
+            lengths += map(len, batch)
             bar.update(len(batch))
-    frames_NTF = nn.utils.rnn.pad_sequence(reduced, batch_first=True)
+    frames_NTF, windows_NTF = (nn.utils.rnn.pad_sequence(kept, True) if kept else None for kept in reduced)
     labels_N = torch.tensor([classes.index(clip.label) for clip in clips])
-    return ClipSet(frames_NTF, torch.tensor(lengths), labels_N, len(classes), reduction.widths)
+    return ClipSet(frames_NTF, torch.tensor(lengths), labels_N, len(classes), reduction.widths, windows_NTF)
+
+
+def window_between(clip_TD: np.ndarray, neighbour_TD: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a window of the clip's length over the clip and a neighbour, at least half of it the clip."""
+    shift = min(int(rng.integers(0, len(clip_TD) // 2 + 1)), len(neighbour_TD))
+    if rng.integers(2):
+        return np.concatenate([clip_TD[shift:], neighbour_TD[:shift]])
+    return np.concatenate([neighbour_TD[len(neighbour_TD) - shift :], clip_TD[: len(clip_TD) - shift]])
 
 
 @torch.no_grad()

@@ -22,13 +22,17 @@ BACKGROUND = "background"
 
 def fit_window(found: dict[Clip, Header], store: FeatureStore, classifier: Classifier, classes: list[str]) -> Window:
     """Return the median length and number of frames of the clips, and the penalty with the best F1@50 on a recording
-    that consists of the validation clips; `classifier` is trained without them."""
+    that consists of the validation clips; `classifier` is trained without them. Clips of background, if there are any,
+    stand between the others, since an action between pauses pays for two changes of label."""
     seconds = float(np.median([header.seconds for header in found.values()]))
     window = Window(seconds, round(np.median([header.planned for header in found.values()])), 0)
     if not seconds:  # Clips of one frame.
         return Window(1.0, window.frames, 0)
     val = [clip for clip in found if clip.split == "val"]
     clips = random.Random(0).sample(val, min(len(val), MOST_CLIPS))
+    pauses, of_actions = ([clip for clip in clips if is_background(clip.label) == wanted] for wanted in (True, False))
+    if pauses and of_actions:
+        clips = [clip for pair in zip(of_actions, itertools.cycle(pauses), strict=False) for clip in pair]
     features = [values for batch in read_batches(store, clips) for values in batch]
     ends = np.cumsum([len(values) for values in features]) * window.step
     true = []
@@ -42,6 +46,10 @@ def fit_window(found: dict[Clip, Header], store: FeatureStore, classifier: Class
     return window._replace(penalty=best[len(best) // 2])
 
 
+def is_background(label: str) -> bool:
+    return label.casefold() == BACKGROUND
+
+
 def actions(segments: list) -> list:
     """Return the segments that are not background."""
-    return [segment for segment in segments if segment[2].casefold() != BACKGROUND]
+    return [segment for segment in segments if not is_background(segment[2])]

@@ -89,13 +89,9 @@ class CrossValidation:
         size = config.head.pca_components, config.head.motion_components
         if size not in self.loaded:
             self.loaded.clear()
-            self.loaded[size] = [
-                load_clips(
-                    self.store,
-                    self.clips,
-                    self.classes,
-                    fit_reduction(config, self.store, [self.clips[n] for n in (~held_N).nonzero().flatten().tolist()]),
-                )
-                for held_N in self.folds
-            ]
+            for held_N in self.folds:
+                trained_on = [self.clips[n] for n in (~held_N).nonzero().flatten().tolist()]
+                reduction = fit_reduction(config, self.store, trained_on)
+                loaded = load_clips(self.store, self.clips, self.classes, reduction, trained_on)
+                self.loaded.setdefault(size, []).append(loaded)
         return self.loaded[size]

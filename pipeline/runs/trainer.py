@@ -12,6 +12,8 @@ from pipeline.config import HeadConfig, TrainConfig
 from pipeline.models.heads import Head
 from pipeline.runs.dataset import ClipSet, classify
 
+WINDOWS = 0.5
+"""Share of the clips that a sequence model sees as windows, if there are any."""
 FRAMES_PER_THREAD = 400
 """Frames of a batch per thread. With fewer, synchronisation costs more than threads gain if the machine is busy."""
 
@@ -26,7 +28,9 @@ def fit(
 ) -> Head:
     """Train a head and return it on the CPU. The same seed gives the same head on the same machine.
 
-    `is_train_N`, bool, selects the training clips; the others are for validation. `on_epoch` gets a record per epoch.
+    `is_train_N`, bool, selects the training clips; the others are for validation. The sequence model sees half of the
+    clips as windows, if they have any, so that it learns to answer recordings, in which a window rarely begins where an
+    action does. The linear models do not, since they are baselines for whole clips. `on_epoch` gets a record per epoch.
     Raises a KinemaError if the loss overflows."""
     devices = [device] if device.type == "cuda" else []
     number = int(is_train_N.sum())
@@ -49,7 +53,13 @@ def fit(
             for batch in torch.randperm(number).split(batch_size):
                 step += 1
                 optimizer.param_groups[0]["lr"] = rate * schedule(step / (steps + 1), config.warmup)
-                logits_PNC = head.logits(train.frames_NTF[batch].to(device), train.lengths_N[batch])
+                frames_NTF, windows_NTF = train.frames_NTF[batch], None
+                if train.windows_NTF is not None:
+                    is_window_N = torch.rand(len(batch)) < WINDOWS
+                    windows_NTF = torch.where(is_window_N[:, None, None], train.windows_NTF[batch], frames_NTF).to(
+                        device
+                    )
+                logits_PNC = head.logits(frames_NTF.to(device), train.lengths_N[batch], windows_NTF)
                 labels_N = train.labels_N[batch].to(device)
                 loss = branch_losses(logits_PNC, labels_N, prior_C, config.label_smoothing).sum()
                 optimizer.zero_grad()
