@@ -7,7 +7,6 @@ import numpy as np
 from scipy.special import softmax
 
 from pipeline.data.clip import Clip, segment_of
-from pipeline.inference.evaluation import evaluate_segments
 from pipeline.models.heads import Head
 from pipeline.runs import metrics, report
 from pipeline.runs.bundle import open_tested
@@ -26,6 +25,8 @@ def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
 
     With `segments`, compare the segments found in whole recordings with the listed ones instead."""
     if segments:
+        from pipeline.inference.evaluation import evaluate_segments  # Takes seconds, since it needs the CNN.
+
         return evaluate_segments(run, overrides)
     bundle, config, device, classifiers, dataset, is_own, store, found = open_tested(run, overrides)
     bundle.history()  # Raises before the work begins.

@@ -1,4 +1,5 @@
 import filecmp
+import runpy
 import subprocess
 import sys
 
@@ -20,14 +21,15 @@ def test_scripts_find_what_they_import():
     subprocess.run([sys.executable, "-c", IMPORT, *scripts], check=True)
 
 
-def test_accuracy_prints_gains_over_groups(settings_of_small_set, extracted, tmp_path):
+def test_accuracy_prints_gains_over_groups(settings_of_small_set, extracted, tmp_path, monkeypatch, capsys):
     config = tmp_path / "small.yaml"
     config.write_text("train:\n  epochs: 5\n")
-    command = [sys.executable, REPOSITORY / "scripts" / "accuracy.py", "--config", config, "--splits", "1"]
-    command += ["--seeds", "0", *settings_of_small_set, "--runs", tmp_path]
-    done = subprocess.run(list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    script = REPOSITORY / "scripts" / "accuracy.py"
+    command = [script, "--config", config, "--splits", "1", "--seeds", "0", *settings_of_small_set, "--runs", tmp_path]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
     assert "ECE" in rows[-3][2] and rows[-1][0] == "small, bilstm" and 0 < float(rows[-1][2]) < 1
     rows = rows[-9:-6]
     assert [row[2] for row in rows] == ["pyramid", "mean", "majority"] and rows[0][0] == "small, bilstm"
