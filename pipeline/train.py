@@ -22,7 +22,7 @@ from pipeline.models.reduction import Reduction
 from pipeline.runs.bundle import Bundle
 from pipeline.runs.confidence import unknown_threshold
 from pipeline.runs.dataset import ClipSet, classify, find_clips, fit_reduction, load_clips, warn_of_conflicts
-from pipeline.runs.recordings import fit_window
+from pipeline.runs.recordings import fit_window, neighbours
 from pipeline.runs.stacking import branch_log_probs, fit_weights
 from pipeline.runs.tracking import Tracker
 from pipeline.runs.trainer import fit
@@ -82,7 +82,7 @@ def _train(
     def fit_on(mask_N: torch.Tensor, stage: str) -> tuple[Reduction, ClipSet, dict[str, Head]]:
         trained_on = [clips[n] for n in mask_N.nonzero().flatten().tolist()]
         reduction = fit_reduction(config, store, trained_on)
-        loaded = load_clips(store, clips, classes, reduction, trained_on)
+        loaded = load_clips(store, clips, classes, reduction, neighbours(trained_on, classes))
         history[stage] = []
         with progress(f"train {stage}", config.train.epochs, "epochs") as bar:
 

@@ -104,7 +104,7 @@ def load_clips(
     beside = read_batches(store, random.Random(0).choices(others, k=len(clips))) if others else itertools.repeat([])
     with progress("load features", len(clips), "clips") as bar:
         for batch, neighbours in zip(read_batches(store, clips), beside, strict=False):
-            windows = [window_between(*pair, rng) for pair in zip(batch, neighbours, strict=False)]
+            windows = [reach_into(*pair, rng) for pair in zip(batch, neighbours, strict=False)]
             for kept, features in zip(reduced, (batch, windows), strict=True):
                 if features:
                     features_NTD, lengths_N = padded(features)
@@ -116,7 +116,7 @@ def load_clips(
     return ClipSet(frames_NTF, torch.tensor(lengths), labels_N, len(classes), reduction.widths, windows_NTF)
 
 
-def window_between(clip_TD: np.ndarray, neighbour_TD: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def reach_into(clip_TD: np.ndarray, neighbour_TD: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a window of the clip's length over the clip and a neighbour, at least half of it the clip."""
     shift = min(int(rng.integers(0, len(clip_TD) // 2 + 1)), len(neighbour_TD))
     if rng.integers(2):

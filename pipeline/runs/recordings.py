@@ -46,6 +46,13 @@ def fit_window(found: dict[Clip, Header], store: FeatureStore, classifier: Class
     return window._replace(penalty=best[len(best) // 2])
 
 
+def neighbours(clips: list[Clip], classes: list[str]) -> list[Clip] | None:
+    """Return the clips that windows reach into in training, none of them without a class of background.
+
+    Such windows make segments much better, but cost accuracy on whole clips where an action fills its clip."""
+    return clips if any(map(is_background, classes)) else None
+
+
 def is_background(label: str) -> bool:
     return label.casefold() == BACKGROUND
 

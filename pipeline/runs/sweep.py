@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.data.clip import Clip
 from pipeline.features.store import FeatureStore
 from pipeline.runs.dataset import ClipSet, classify, fit_reduction, load_clips
+from pipeline.runs.recordings import neighbours
 from pipeline.runs.trainer import fit
 
 SWEPT = ("head", "train")
@@ -92,6 +93,7 @@ class CrossValidation:
             for held_N in self.folds:
                 trained_on = [self.clips[n] for n in (~held_N).nonzero().flatten().tolist()]
                 reduction = fit_reduction(config, self.store, trained_on)
-                loaded = load_clips(self.store, self.clips, self.classes, reduction, trained_on)
+                others = neighbours(trained_on, self.classes)
+                loaded = load_clips(self.store, self.clips, self.classes, reduction, others)
                 self.loaded.setdefault(size, []).append(loaded)
         return self.loaded[size]
