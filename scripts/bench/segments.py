@@ -57,8 +57,8 @@ def main() -> None:
         file = args.folder / f"{minutes:g}.mp4"
         if not file.exists():
             record(clips, file, minutes)
-        answer(run, file)
-    compare_cut(run, file, args.folder / "cut.mp4")
+        found = answer(run, file)
+    compare_cut(run, file, found, args.folder / "cut.mp4")
     compare_speed(run, args.folder / f"{args.minutes[0]:g}.mp4", args.folder / "cut", args.rounds)
 
 
@@ -194,18 +194,18 @@ def watch(process: subprocess.Popen, memory: list[float]) -> None:
         time.sleep(1)
 
 
-def answer(run: Path, file: Path) -> None:
-    """Print how good the segments of a recording are, and what they took."""
+def answer(run: Path, file: Path) -> list[tuple[float, float, str]]:
+    """Print how good the segments of a recording are, and what they took; return them."""
     found, answered, seconds, memory = predict(run, file)
     true, mine = [true_segments(file)], [actions(found)]
     scores = " ".join(f"F1@{round(100 * overlap)} {f1(mine, true, overlap):.3f}" for overlap in (0.1, 0.25, 0.5))
     print(f"{file.name}: {len(true[0])} actions, {len(mine[0])} found; {scores} edit {edit_score(mine, true):.3f}")
     print(f"{file.name}: {seconds:.0f} s, first answer after {answered[0]:.0f} s, {max(memory):.0f} MB at most")
+    return found
 
 
-def compare_cut(run: Path, file: Path, cut: Path) -> None:
+def compare_cut(run: Path, file: Path, whole: list[tuple[float, float, str]], cut: Path) -> None:
     """Print whether the first third of a file has the same segments as the whole, as far as it goes."""
-    whole = predict(run, file)[0]
     with av.open(file) as before, av.open(cut, "w") as after:
         stream = after.add_stream_from_template(before.streams.video[0])
         limit = float(before.duration / av.time_base) / 3
