@@ -183,7 +183,7 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path):
     (tmp_path / "c.yaml").write_text("head:\n  hidden: 7\ntrain: {learning_rate: 1e-4, refit: no}\ntracking: off\n")
     config = build(Config, tmp_path / "c.yaml", {"sampling.frames": "9", "head.hidden": "2", "data.root": "R\u00fcck"})
     assert (config.head.hidden, config.sampling.frames, config.train.refit) == (2, 9, False)
-    assert (config.train.learning_rate, config.tracking, config.train.epochs) == (1e-4, "off", 45)
+    assert (config.train.learning_rate, config.tracking, config.train.epochs) == (1e-4, "off", 48)
     (tmp_path / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert build(Config, tmp_path / "resolved.yaml", {}) == config
 
@@ -223,7 +223,7 @@ def test_output_is_printable_in_any_locale(tmp_path):
 
 
 def test_a_home_that_cannot_be_written_is_not_used(monkeypatch):
-    names = "MPLCONFIGDIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"
+    names = "MPLCONFIGDIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"
     for name in names:
         monkeypatch.setenv(name, "")  # Restored after the test.
         monkeypatch.delenv(name)
