@@ -56,7 +56,7 @@ predict: setup ## Classify VIDEO with RUN
 
 # One thread per test process: with more, they wait for each other. Some tests only wait, so there are three processes.
 test: setup ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style and the order of imports
 	$(BIN)/ruff check .

@@ -23,19 +23,22 @@ settings.load_profile("same each time")
 
 REPOSITORY = Path(__file__).parents[1]
 BITS, CELL = 8, 24
-FIRST_HALF = "test_evaluate", "test_export", "test_predict", "test_python", "test_train"
-"""Files whose tests of the small set take half of the time."""
 
 
-@pytest.hookimpl(tryfirst=True)  # Before xdist looks at the groups.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of the small set in two processes, each of which makes it once, and the longest first."""
+    """Skip the tests that need a GPU where there is none, and run the longest files first."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-        if "small_set" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group(f"small_set {item.path.stem in FIRST_HALF}"))
-    longest = ["test_readme", "test_cli", "test_train", "test_evaluate", "test_extract", "test_backbone"]
+    longest = [
+        "test_readme",
+        "test_extract",
+        "test_export",
+        "test_cli",
+        "test_evaluate",
+        "test_backbone",
+        "test_tracking",
+    ]
     items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
