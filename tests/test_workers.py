@@ -51,6 +51,12 @@ def make_arrays(size):
     return {"whole": numbers, "every third, backwards": numbers[::-3], "text": str(size)}
 
 
+def leave_cycle(size):
+    cycle = [bytearray(size)]
+    cycle.append(cycle)
+    return psutil.Process().memory_info().rss
+
+
 def doubled(jobs):
     return dict(run_isolated(work, jobs, 2, timeout=60))
 
@@ -72,6 +78,11 @@ def test_arrays_arrive_unchanged():
         made = make_arrays(size)
         assert got.keys() == made.keys() and all(np.array_equal(got[key], made[key]) for key in made)
         got["whole"][:] = 0  # They can be written to.
+
+
+def test_memory_in_reference_cycles_is_freed_after_each_job():
+    sizes = [rss for _, rss in run_isolated(leave_cycle, [30_000_000] * 20, workers=1, timeout=60)]
+    assert max(sizes) - min(sizes) < 60_000_000
 
 
 @pytest.mark.parametrize("workers", [1, 3])

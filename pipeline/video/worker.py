@@ -1,6 +1,7 @@
 """Server process that imports the libraries once, and forks the decoding processes. It is independent of the user's
 script, threads and GPU context, so it works in notebooks, in daemonic processes and after a fork."""
 
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ def serve(descriptor: int) -> None:
     ("start", memory limit in bytes, sys.path) and a descriptor are answered by the process id; ("end", process id) by
     the exit code, negative for a signal, and whether the process was over its memory limit."""
     control = Connection(descriptor)
+    gc.freeze()  # So that collections, here and in workers, skip what the imports made.
     limits: dict[int, float] = {}  # By process id; 0: it was over its limit, and killed.
     try:
         while True:
@@ -66,4 +68,6 @@ def _work(pipe: Connection, path: list[str]) -> NoReturn:
             except Exception as error:  # Whatever a decoder raises belongs to this clip, not to the run.
                 answer = False, (first_line(error), getattr(error, "decoder", ""))
             pipe.send(answer)
+            del answer, job
+            gc.collect()  # PyAV's containers are in reference cycles, so they stay open, with their frames, until then.
     os._exit(0)
