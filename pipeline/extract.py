@@ -16,6 +16,7 @@ from pipeline.data.formats import read_clips
 from pipeline.features.backbone import Backbone
 from pipeline.features.extraction import clip_features
 from pipeline.features.store import FeatureStore
+from pipeline.features.throughput import Throughput
 from pipeline.video.workers import Failure, run_isolated
 
 
@@ -34,7 +35,7 @@ def extract(
     print(f"{len(clips)} clips, {len(classes)} classes, store {store.folder}, {backbone.engine}")
 
     copies = _group_by_content(clips, store, config.decode)
-    counts = _compute(copies, config, backbone, store, retry_failed)
+    counts, curve = _compute(copies, config, backbone, store, retry_failed)
     counts["failed"] += len(clips) - sum(map(len, copies.values()))  # Those that cannot even be hashed.
     partial = f" ({counts['partial']} partial)" if counts["partial"] else ""
     rate = f", {counts['frames'] / counts['seconds']:.0f} frames/s" if counts["done"] else ""
@@ -43,7 +44,8 @@ def extract(
     if counts["done"]:
         numbers = {name: counts[name] for name in ("done", "partial", "failed", "frames", "seconds")}
         rates = {"frames_per_second": counts["frames"] / counts["seconds"], "engine": backbone.engine}
-        store.note_extraction({f"extract/{name}": value for name, value in (numbers | rates).items()})
+        totals = {f"extract/{name}": value for name, value in (numbers | rates).items()}
+        store.note_extraction({**totals, "throughput": curve})
     if counts["failed before"]:
         print(f"{counts['failed before']} clips failed before and were not tried; --retry-failed tries them again.")
     if failed := counts["failed"]:
@@ -66,9 +68,13 @@ def _group_by_content(clips: list[Clip], store: FeatureStore, decode: DecodeConf
     return copies
 
 
-def _compute(copies: dict, config: Config, backbone: Backbone, store: FeatureStore, retry_failed: bool) -> Counter:
-    """Compute the missing features, once per key; count clips by outcome, frames, and seconds."""
+def _compute(
+    copies: dict, config: Config, backbone: Backbone, store: FeatureStore, retry_failed: bool
+) -> tuple[Counter, list[dict[str, float]]]:
+    """Compute the missing features, once per key; count clips by outcome, frames, and seconds. Also return the curve of
+    the throughput."""
     counts: Counter[str] = Counter()
+    throughput = Throughput(backbone.busy)
     key_of = {clips[0]: key for key, clips in copies.items()}
     pending = [*key_of]
     with progress("extract", sum(map(len, copies.values())), "clips") as bar:
@@ -104,7 +110,8 @@ def _compute(copies: dict, config: Config, backbone: Backbone, store: FeatureSto
                         store.record_failure(key, clip, outcome)
                 store.release(key)
                 bar.update(len(copies[key]))
+                throughput.update(bar.n / bar.total, counts["frames"], backbone.busy)
             if pending:  # Another process is at work on them.
                 time.sleep(0.5)
         counts["seconds"] = bar.format_dict["elapsed"]
-    return counts
+    return counts, throughput.curve

@@ -56,12 +56,13 @@ def train(config: Config, run: str) -> None:
     warn_of_conflicts(learned)
     bundle.begin(config, dataset, learned, store.backbone_file)
     with Tracker(config, bundle.folder, store.fingerprint) as tracker:
+        tracker.log_extraction(store.last_extraction())
         began = time.monotonic()
         classifiers, history, chosen = _train(config, store, learned, dataset.classes, device, tracker)
         metadata = {"identity": identity, "fingerprint": store.fingerprint, "split": json.dumps(dataset.split)} | chosen
         bundle.save_models(classifiers, history, metadata)
         tracker.log_model(bundle.files(), store.folder)
-        tracker.summary({"train/total_seconds": time.monotonic() - began, **store.last_extraction()})
+        tracker.summary({"train/total_seconds": time.monotonic() - began})
     print(f"Saved {bundle.folder}. Next: {command('evaluate', bundle.folder)}")
 
 

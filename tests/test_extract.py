@@ -24,6 +24,7 @@ from pipeline.data.clip import Clip
 from pipeline.features.backbone import Backbone
 from pipeline.features.extraction import clip_features
 from pipeline.features.store import FeatureStore
+from pipeline.features.throughput import Throughput
 
 from conftest import REPOSITORY, kinema, quick_settings, write_csv, write_video
 
@@ -342,3 +343,18 @@ def test_features_that_overflow_are_a_failure(tmp_path):
     clips = [Clip(id="a", path=path, label="", group="")]
     [(_, outcome)] = clip_features(clips, backbone, SamplingConfig(frames=2), DecodeConfig(workers=1))
     assert "features overflow in torch fp32" in outcome.reason and "--backbone.view grid" in outcome.reason
+
+
+def test_the_throughput_has_bounded_points_and_its_mean_is_the_rate(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    throughput = Throughput(busy=7.0)
+    for clip in range(1, 1001):
+        clock[0] += 1.5 if clip <= 500 else 0.5  # Decoding is slow first; the CNN needs 0.5 s.
+        throughput.update(clip / 1000, 16 * clip, 7 + 0.5 * clip)
+    curve = throughput.curve
+    assert 50 < len(curve) <= 100 and curve[-1]["seconds"] == 1000
+    assert curve[0]["frames_per_second"] == pytest.approx(16 / 1.5) and curve[0]["cnn_busy"] == pytest.approx(1 / 3)
+    assert curve[-1]["frames_per_second"] == pytest.approx(32) and curve[-1]["cnn_busy"] == 1
+    lengths = np.diff([0, *(point["seconds"] for point in curve)])
+    assert sum(lengths * [point["frames_per_second"] for point in curve]) == pytest.approx(16 * 1000)

@@ -81,7 +81,10 @@ def test_the_names_of_metrics_and_tables(tracked):
     records = read_logs(tracked)
     defined = of_type(records, "metric")
     steps = {metric["glob_name"]: metric["step_metric"] for metric in defined if "glob_name" in metric}
-    assert steps == {"train/*": "epoch", "val/*": "epoch", "refit/*": "epoch"}
+    over_epochs = {"train/*": "epoch", "val/*": "epoch", "refit/*": "epoch"}
+    assert steps == over_epochs | {"throughput/*": "throughput/seconds"}
+    points = [row for row in history(records) if "throughput/seconds" in row]
+    assert points and all(row["throughput/frames_per_second"] > 0 < row["throughput/cnn_busy"] <= 1 for row in points)
     epochs = [row for row in history(records) if "epoch" in row]
     assert [row["epoch"] for row in epochs] == [*range(1, 13)] * 2
     for row, parts in ((epochs[0], ("train", "val")), (epochs[-1], ("refit",))):

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import pickle
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class Backbone:
     """A frozen CNN: any timm model by name, with the weights of `config` or those that `saved` wrote to `checkpoint`.
 
     `transform` is timm's evaluation resize (and crop, if asked for), uint8 [T,3,H,W] -> uint8 [T,3,H',W']; `identity`
-    what the model adds to the settings that decide the numbers; `batch` the frames to collect for a call."""
+    what the model adds to the settings that decide the numbers; `batch` the frames to collect for a call; `busy` the
+    seconds that calls have taken."""
 
     def __init__(self, config: BackboneConfig, device: torch.device, checkpoint: Path | None = None):
         engine, self.precision = self._chosen = engines.choose(config, device)
@@ -56,13 +58,17 @@ class Backbone:
         self._start = functools.partial(engines.start, self.network, device, data["input_size"])
         self._run: engines.Run | None = None  # Starts at first use, because it takes a second.
         self._process = os.getpid()
+        self.busy = 0.0
 
     def __call__(self, frames_N3HW: np.ndarray) -> np.ndarray:
         """Compute features, float16 [N,D], of transformed RGB frames, uint8. Values may be infinite."""
         self.recover_after_fork()
         self._run = self._run or self._start(*self._chosen)
+        began = time.monotonic()
         with np.errstate(over="ignore"):
-            return self._run(frames_N3HW).astype(np.float16, copy=False)
+            features_ND = self._run(frames_N3HW).astype(np.float16, copy=False)
+        self.busy += time.monotonic() - began
+        return features_ND
 
     def recover_after_fork(self) -> None:
         """Make this thread of a forked process independent of the parent's threads, which do not exist here."""

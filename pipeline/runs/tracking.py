@@ -1,7 +1,8 @@
 """Weights & Biases: the same calls online, offline and off; off never imports wandb.
 
 All jobs on a bundle log to one W&B run, whose id is in the bundle. Metrics have the same names for every head:
-`train/`, `val/` and `refit/` over `epoch`; `best/`, `test/` and `baseline/<name>/` in the summary."""
+`train/`, `val/` and `refit/` over `epoch`; `throughput/` over the seconds of the extraction; `extract/`, `best/`,
+`test/` and `baseline/<name>/` in the summary."""
 
 import hashlib
 import importlib.metadata
@@ -64,6 +65,7 @@ class Tracker:
         self.run.define_metric("epoch", hidden=True)
         for stage in ("train", "val", "refit"):
             self.run.define_metric(f"{stage}/*", step_metric="epoch")
+        self.run.define_metric("throughput/*", step_metric="throughput/seconds")
         if "WANDB_DATA_DIR" not in os.environ:  # Where W&B keeps the content of tables and artifacts until the upload.
             os.environ["WANDB_DATA_DIR"], self.set_data_folder = str(folder.absolute() / "wandb" / "data"), True
 
@@ -95,6 +97,13 @@ class Tracker:
             self.best = values["val/top1"], -values["val/loss"]
             self.summary({"best/top1": values["val/top1"], "best/loss": values["val/loss"]})
             self.summary({"best/epoch": values["epoch"]})
+
+    def log_extraction(self, record: dict[str, Any]) -> None:
+        """Log the curve of an extraction's throughput, and its totals to the summary."""
+        for point in record.get("throughput", ()):
+            if self.run:
+                self.run.log({f"throughput/{name}": value for name, value in point.items()})
+        self.summary({name: value for name, value in record.items() if name != "throughput"})
 
     def summary(self, values: dict[str, Any]) -> None:
         if self.run:
