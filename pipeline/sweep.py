@@ -1,6 +1,8 @@
 """Try settings without a server: `kinema sweep configs/sweep.yaml --config configs/demo.yaml`."""
 
 import csv
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.base.device import resolve_device
@@ -15,10 +17,17 @@ from pipeline.runs.metrics import group_interval
 from pipeline.runs.sweep import SWEPT, CrossValidation, read_sweep
 from pipeline.train import train
 
+ROUNDS = 9, 3, 1
+"""Each round keeps a third of the settings and trains them three times as long; the last trains all epochs."""
+FEW = 4
+"""Settings that all go to the last round."""
+
 
 def sweep(config: Config, sweep_file: Path, folds: int, run: str) -> None:
-    """Cross-validate the settings of a sweep in the training split, and train the run `run` with the best ones."""
-    tried = [{}, *read_sweep(sweep_file)]  # First, the settings as they are.
+    """Cross-validate the settings of a sweep in the training split, and train the run `run` with the best ones.
+
+    Successive halving (Jamieson and Talwalkar, AISTATS 2016). The settings as configured take part in every round."""
+    tried = [{}, *read_sweep(sweep_file)]  # First, the settings as configured.
     if other := sorted({name for settings in tried for name in settings if not is_among(name, SWEPT)}):
         raise ConfigError(f"{sweep_file}: {other[0]} needs other features; only settings of head and train run here")
     if folds < 2:
@@ -29,22 +38,26 @@ def sweep(config: Config, sweep_file: Path, folds: int, run: str) -> None:
     validation = CrossValidation(store, clips, dataset.classes, folds, resolve_device(config.device))
     print(f"{len(clips)} clips of train and val, {folds} folds, {len(tried) - 1} settings")
 
-    hits, rows = {}, []
-    reductions = [(config.head.pca_components, config.head.motion_components) for config in configs]
-    for number in progress("sweep", len(tried), "settings", sorted(range(len(tried)), key=reductions.__getitem__)):
-        hits[number], loss = validation.hits(configs[number])
-        text = " ".join(f"--{name}={value}" for name, value in tried[number].items()) or "as configured"
-        rows.append({"top1": round(hits[number].mean(), 4), "loss": round(loss, 4), "settings": text, "number": number})
-    rows.sort(key=lambda row: (-row["top1"], row["loss"]))
-    for row in [*rows[:5], *(row for row in rows[5:] if not row["number"])]:
-        print(f"top-1 {row['top1']:.3f}, loss {row['loss']:.3f}: {row['settings']}")
-    best = rows[0]["number"]
-    gains_N = hits[best] - hits[0]
+    hits, rows = {}, {}
+    left = ranking = [*range(len(tried))]  # Number 0 is as configured.
+    for divisor in ROUNDS if len(tried) > FEW else ROUNDS[-1:]:
+        together = sorted(left, key=lambda n: (configs[n].head.pca_components, configs[n].head.motion_components))
+        for n in progress(f"sweep, 1/{divisor} of the epochs", len(left), "settings", together):
+            epochs = math.ceil(configs[n].train.epochs / divisor)
+            hits[n], loss = validation.hits(replace(configs[n], train=replace(configs[n].train, epochs=epochs)))
+            settings = " ".join(f"--{name}={value}" for name, value in tried[n].items()) or "as configured"
+            rows[n] = {"epochs": epochs, "top1": round(hits[n].mean(), 4), "loss": round(loss, 4), "settings": settings}
+        finalists = sorted(left, key=lambda n: (-rows[n]["top1"], rows[n]["loss"]))
+        ranking = finalists + [n for n in ranking if n not in left]
+        left = [n for place, n in enumerate(finalists) if place < len(left) / 3 or n == 0]
+    for n in finalists:
+        print("top-1 {top1:.3f}, loss {loss:.3f}: {settings}".format(**rows[n]))
+    gains_N = hits[ranking[0]] - hits[0]
     edges = group_interval(gains_N, [clip.group for clip in clips])
     interval = f"95 % CI {edges[0]:+.3f} to {edges[1]:+.3f}, paired" if edges else "no CI"
     print(f"Best vs. as configured: {gains_N.mean():+.3f} ({interval}). The best of many looks better than it is.")
-    train(configs[best], run)
+    train(configs[ranking[0]], run)
     with (config.runs / run / "sweep.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, ("top1", "loss", "settings"), extrasaction="ignore")
+        writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows[n] for n in ranking)
