@@ -14,10 +14,14 @@ from pipeline.runs.confidence import calibration_error, rejections
 from pipeline.runs.dataset import classify, load_clips, warn_of_conflicts
 from pipeline.runs.gallery import cards
 from pipeline.runs.html_report import write_report
+from pipeline.runs.over_time import probability_over_time
 from pipeline.runs.probe import probe_frame_order
 from pipeline.runs.results import Results
 from pipeline.runs.tracked_results import log_results
 from pipeline.runs.tracking import Tracker
+
+FEW = 8
+"""Clips whose probability over time is logged: lines in one chart."""
 
 
 def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
@@ -75,7 +79,10 @@ def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
     write_report(folder / "report.html", results, bundle, config, clips, shown)
     print(f"report: {folder / 'report.html'}")
     with Tracker(config, run, store.fingerprint) as tracker:
-        log_results(tracker, results, shown, config.tracking_media, "test" if is_own else f"other/{folder.name}")
+        few = {clip.id: clip for clip in clips if clip.id in {card["clip"] for card in shown[:FEW]}}
+        curves = probability_over_time(store, [*few.values()], classes, first, device)
+        part = "test" if is_own else f"other/{folder.name}"
+        log_results(tracker, results, shown, curves, config.tracking_media, part)
 
 
 def _predictions(clips: list[Clip], logits: dict[str, np.ndarray], classes: list[str], copies: dict) -> list[dict]:

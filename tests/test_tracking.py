@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.special import softmax
 
 from pipeline.base.errors import KinemaError
 from pipeline.cli import main
 from pipeline.config import Config, TrainConfig
-from pipeline.runs.bundle import Bundle
+from pipeline.runs.bundle import Bundle, open_tested
+from pipeline.runs.over_time import probability_over_time
+from pipeline.runs.results import Results
 from pipeline.runs.tracking import Tracker
 
 from conftest import kinema
@@ -95,10 +98,11 @@ def test_the_names_of_metrics_and_tables(tracked):
     assert {"best/loss", "test/top1", "test/n_copies", "baseline/mean/top1", "baseline/mean/gain"} <= found.keys()
     assert found["extract/frames_per_second"] > 0 and found["probe/as_is"] == found["test/top1"]
     tables = {key.removesuffix("._type") for key, value in found.items() if value == "table-file"}
-    names = ("confusion_table", "reliability_table", "classes", "clips", "failures")
+    names = ("confusion_table", "reliability_table", "over_time_table", "classes", "clips", "failures")
     assert tables == {f"test/{name}" for name in names}
     panels = {key for record in of_type(records, "config") for key in record["update"]}
     assert {"_wandb.visualize.test/confusion", "_wandb.visualize.test/reliability"} <= panels
+    assert "_wandb.visualize.test/over_time" in panels
 
 
 def test_frames_are_logged_only_when_asked_for(tracked):
@@ -158,3 +162,14 @@ def test_wrong_settings_of_wandb_are_one_line(trained, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of line")
     _, error = kinema("evaluate", trained, "--tracking", "auto", code=1)
     assert "use --tracking offline or off" in error.splitlines()[-1] and error.count("kinema: ") == 1
+
+
+def test_the_probability_over_time_ends_with_that_of_the_prediction(tracked):
+    _, _, device, classifiers, dataset, _, store, found = open_tested(tracked, {})
+    clips = [*found][:3]
+    curves = probability_over_time(store, clips, dataset.classes, next(iter(classifiers.values())), device)
+    rows = {row["clip"]: row for row in Results.read(tracked).rows}
+    for clip, curve in zip(clips, curves, strict=True):
+        expected = softmax(rows[clip.id]["logits"])[dataset.classes.index(clip.label)]
+        assert curve["clip"] == clip.id and len(curve["seconds"]) == len(curve["probability"]) == 6
+        assert curve["probability"][-1] == pytest.approx(expected, abs=1e-4) != curve["probability"][0]

@@ -10,8 +10,16 @@ from pipeline.runs.tracking import Tracker
 from pipeline.video.preview import Preview
 
 
-def log_results(tracker: Tracker, results: Results, cards: list[dict[str, Any]], media: int, part: str) -> None:
-    """Log numbers to the summary, and tables, as `<part>/...`; the first `media` of `cards` with previews that play."""
+def log_results(
+    tracker: Tracker,
+    results: Results,
+    cards: list[dict[str, Any]],
+    curves: list[dict[str, Any]],
+    media: int,
+    part: str,
+) -> None:
+    """Log numbers to the summary, and charts and tables, as `<part>/...`; the first `media` of `cards` with previews
+    that play. `curves` are probabilities over time."""
     if not tracker.run:
         return
     import wandb
@@ -38,6 +46,11 @@ def log_results(tracker: Tracker, results: Results, cards: list[dict[str, Any]],
             ),
             f"{part}/reliability": wandb.plot.scatter(
                 wandb.Table(["confidence", "accuracy", "clips"], bins), "confidence", "accuracy", "Reliability"
+            ),
+            f"{part}/over_time": wandb.plot.line_series(
+                *([curve[name] for curve in curves] for name in ("seconds", "probability", "clip")),
+                title="Probability of the true class, after the frames so far",
+                xname="seconds",
             ),
             f"{part}/classes": wandb.Table(["class", "recall", "precision", "f1", "clips"], per_class),
             f"{part}/clips": _clips(results, cards, media),
