@@ -10,7 +10,7 @@ Video action recognition with a frozen CNN, cached features and a BiLSTM.
   compare   Compare evaluated runs on the same test clips.
   probe     Test whether a trained run depends on the order of frames.
   predict   Classify videos.
-  explain   Show what a prediction rests on, as a picture.
+  explain   Explain a prediction, as a picture and JSON.
   export    Write a trained run as one ONNX file.
   failures  Show which clips could not be read and why.
   store     List, verify or prune the cached features.
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         print(*(f"kinema: {printable(line)}" for line in lines), sep="\n", file=sys.stderr)
         return getattr(error, "exit_code", KinemaError.exit_code)
     except KeyboardInterrupt as stop:
-        print("kinema: Interrupted. Finished work is kept; run the same command to resume.", file=sys.stderr)
+        print("kinema: Interrupted. Computed features are kept; run the same command again.", file=sys.stderr)
         if signal.SIGTERM in stop.args:
             return 128 + signal.SIGTERM
         sys.excepthook = lambda *_: None  # Ends by the signal itself, so that a shell loop stops too.
@@ -99,7 +99,7 @@ COMMANDS = dict(line.split(maxsplit=1) for line in __doc__.splitlines() if line.
 SOURCES = "file, folder, 'glob', list.txt, http(s) URL, or - for a list on standard input; -- before names with a dash"
 FORMATS = "also save segments: srt, vtt, eaf, activitynet, labelstudio; several with commas"
 ARGUMENTS = (
-    ("sweep", "sweep_file", dict(type=Path, metavar="FILE", help="settings to try, as a YAML file of W&B's sweeps")),
+    ("sweep", "sweep_file", dict(type=Path, metavar="FILE", help="W&B sweep file (YAML)")),
     ("extract train sweep failures store", "--config", dict(type=Path, metavar="FILE", help="YAML file with settings")),
     ("evaluate probe predict explain export", "run", dict(type=Path, metavar="RUN", help="folder of a run")),
     ("report compare", "folders", dict(type=Path, nargs="+", metavar="RUN", help="folders of runs")),
@@ -121,13 +121,17 @@ ARGUMENTS = (
     ("evaluate", "--segments", dict(action="store_true", help="compare the segments of whole recordings with a list")),
     ("predict", "--save", dict(type=_names, dest="formats", metavar="FORMATS", default=[], help=FORMATS)),
     ("explain", "video", dict(type=Path, metavar="VIDEO", help="video to classify as a whole")),
-    ("predict explain", "--out", dict(type=Path, metavar="FOLDER", default=Path(), help="default: this folder")),
+    ("predict explain", "--out", dict(type=Path, metavar="FOLDER", default=Path(), help="default: current folder")),
     ("export", "file", dict(type=Path, metavar="FILE", help="file to write, such as model.onnx")),
     ("predict", "--top", dict(type=int, metavar="N", default=5, help="number of classes to show (default: 5)")),
     ("report", "--out", dict(type=Path, metavar="FILE", help="default: report.html or comparison.html")),
-    ("report", "--previews", dict(type=int, metavar="N", default=240, help="most clips to show (default: 240)")),
-    ("predict", "--unknown", dict(action="store_true", help="call whole videos with an improbable answer unknown")),
-    ("predict", "--annotate", dict(type=Path, metavar="OUT", help="write films with the answers (folder or file)")),
+    ("report", "--previews", dict(type=int, metavar="N", default=240, help="maximum number of clips (default: 240)")),
+    ("predict", "--unknown", dict(action="store_true", help="label whole videos `unknown` if the confidence is low")),
+    (
+        "predict",
+        "--annotate",
+        dict(type=Path, metavar="OUT", help="write annotated videos (folder or file)"),
+    ),
     ("predict", "--plot", dict(type=Path, metavar="FOLDER", help="draw probabilities over time, and a sheet of clips")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
     ("store", "action", dict(nargs="?", choices=("list", "verify", "prune"), default="list", help="default: list")),

@@ -49,8 +49,8 @@ class SamplingConfig:
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
     workers: Annotated[int, Ge(0), "Decoding processes. 0: one per core."] = 0
-    timeout: Annotated[float, Interval(gt=0, le=86400), "Seconds per attempt; the second is with PyAV."] = 60.0
-    memory_limit: Annotated[PositiveFloat, "GiB per decoding process; the second attempt is with PyAV."] = 4.0
+    timeout: Annotated[float, Interval(gt=0, le=86400), "Seconds per attempt. The second is with PyAV."] = 60.0
+    memory_limit: Annotated[PositiveFloat, "GiB per decoding process. The second attempt is with PyAV."] = 4.0
     min_readable: Annotated[Fraction, "Fraction of the sampled frames that a damaged clip needs to be kept."] = 0.5
     max_pixels: Annotated[PositiveInt, "Largest frame size in pixels. Files with larger frames fail."] = 7680 * 4320
     max_duration: Annotated[PositiveFloat, "Longest file in seconds. Longer files fail."] = 6 * 3600.0
@@ -58,9 +58,9 @@ class DecodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    model: Annotated[str, "timm model; weights of others are downloaded."] = "tf_efficientnet_lite0"
+    model: Annotated[str, "timm model. Weights are downloaded, except for the default."] = "tf_efficientnet_lite0"
     weights: Annotated[Path | None, "Local .safetensors or .pth file. `null`: the published weights."] = None
-    precision: Annotated[Precision, "`auto`: fp16 on a GPU, bf16 on a CPU with it and OpenVINO, else fp32."] = "auto"
+    precision: Annotated[Precision, "`auto`: fp16 on a GPU, bf16 on CPUs with it (OpenVINO), else fp32."] = "auto"
     crop: Annotated[Literal["none", "timm"], "`none`: the whole frame. `timm`: timm's evaluation crop."] = "none"
     view: Annotated[
         View, "`pooled`: average of the last layer. `grid`: also a 4x4 grid of three stages (4x the size)."

@@ -20,7 +20,7 @@ from pipeline.train import train
 ROUNDS = 9, 3, 1
 """Each round keeps a third of the settings and trains them three times as long; the last trains all epochs."""
 FEW = 4
-"""Settings that all go to the last round."""
+"""Settings that are all trained with all epochs."""
 
 
 def sweep(config: Config, sweep_file: Path, folds: int, run: str) -> None:
@@ -40,7 +40,7 @@ def sweep(config: Config, sweep_file: Path, folds: int, run: str) -> None:
 
     hits, rows = {}, {}
     left = ranking = [*range(len(tried))]  # Number 0 is as configured.
-    for divisor in ROUNDS if len(tried) > FEW else ROUNDS[-1:]:
+    for divisor in ROUNDS if len(tried) - 1 > FEW else ROUNDS[-1:]:
         together = sorted(left, key=lambda n: (configs[n].head.pca_components, configs[n].head.motion_components))
         for n in progress(f"sweep, 1/{divisor} of the epochs", len(left), "settings", together):
             epochs = math.ceil(configs[n].train.epochs / divisor)

@@ -207,7 +207,7 @@ def test_debug_shows_the_traceback():
 def test_stopped_by_a_signal(monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Restored after the test.
     monkeypatch.setattr("pipeline.train.train", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
-    assert kinema("train", code=128 + signal.SIGTERM)[1].startswith("kinema: Interrupted. Finished work is kept")
+    assert kinema("train", code=128 + signal.SIGTERM)[1].startswith("kinema: Interrupted. Computed features are kept")
     monkeypatch.setattr("pipeline.train.train", lambda **_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         main(["train"])

@@ -20,6 +20,8 @@ from pipeline.features.entry import ClipFeatures
 from pipeline.features.store import ContentIndex, FeatureStore, fingerprint
 from pipeline.video.workers import Failure
 
+from conftest import kinema
+
 ENGINE = "torch fp32 on cpu"
 
 
@@ -248,3 +250,8 @@ def test_the_manifest_and_the_cnn_are_written_once_and_repaired(store):
     cnn.write_bytes(b"")
     prepare(store.folder.parent)
     assert (manifest.read_bytes(), cnn.read_bytes()) == content
+
+
+def test_a_folder_without_features_names_those_below_it(store):
+    _, error = kinema("store", "verify", "--store", store.folder.parents[1], code=2)
+    assert f"no features here; there are in {store.folder.parent};" in error

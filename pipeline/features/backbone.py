@@ -35,9 +35,11 @@ STAGES, CELLS, SIZE = 3, 4, 4  # Of the grid: stages, cells in each direction, w
 class Backbone:
     """A frozen CNN: any timm model by name, with the weights of `config` or those that `saved` wrote to `checkpoint`.
 
-    `transform` is timm's evaluation resize (and crop, if asked for), uint8 [T,3,H,W] -> uint8 [T,3,H',W']; `identity`
-    what the model adds to the settings that decide the numbers; `batch` the frames to collect for a call; `busy` the
-    seconds that calls have taken."""
+    Attributes:
+        transform: timm's evaluation resize (and crop, if asked for), uint8 [T,3,H,W] -> uint8 [T,3,H',W'].
+        identity: hash of the weights, and the transform: the model's part of the fingerprint.
+        batch: frames to collect for a call.
+        busy: seconds that calls have taken."""
 
     def __init__(self, config: BackboneConfig, device: torch.device, checkpoint: Path | None = None):
         engine, self.precision = self._chosen = engines.choose(config, device)

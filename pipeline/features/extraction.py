@@ -31,7 +31,7 @@ def clip_features(
 def chunk_features(
     chunks: Iterable[Chunk], backbone: Backbone, decode: DecodeConfig
 ) -> Iterator[tuple[Chunk, ClipFeatures | Failure]]:
-    """Do the same for chunks of a recording."""
+    """Compute the features of chunks of a recording."""
     load = functools.partial(read_chunk, decode=decode, transform=backbone.transform)
     return compute_features(_in_processes(load, chunks, decode), backbone)
 

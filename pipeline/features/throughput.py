@@ -5,7 +5,7 @@ import time
 INTERVAL = 5
 """Seconds between two points at least, since batches of the CNN end in bursts."""
 POINTS = 100
-"""In a curve at most."""
+"""Maximum number of points of a curve."""
 
 
 class Throughput:

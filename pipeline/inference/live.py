@@ -1,4 +1,4 @@
-"""Live sources: cameras and streams, read all the time by a thread, so that answers stay fresh."""
+"""Live sources: cameras and streams, read by a background thread, so that predictions are never late."""
 
 import threading
 import time
@@ -123,7 +123,7 @@ class LiveReader:
 def answer_stream(
     source: str, backbone: Backbone, classifier: torch.nn.Module, window: Window, classes: list[str], note: Callable
 ) -> Iterator[LiveAnswer]:
-    """Yield finished segments, and at least once a window the one that goes on, until the iterator is closed."""
+    """Yield finished segments, and the current one at least once per window, until the iterator is closed."""
     windows, segmenter = SlidingWindow(classifier, window), Segmenter(window, classes, lag=window.seconds)
     place, told = 0, 0.0
     backbone(np.zeros((1, 3, *backbone.transform.crop), np.uint8))  # Starts the engine before the first frame comes.

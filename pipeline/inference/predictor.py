@@ -115,7 +115,7 @@ class Predictor:
         return self.window
 
     def segments_of(self, recording: Recording, cells: list[np.ndarray | None] | None = None) -> Iterator[Segment]:
-        """Do the same for a planned recording. `cells` gets the log-probabilities over time, see `SlidingWindow`."""
+        """Yield the segments of a planned recording. `cells` gets the log-probabilities (see `SlidingWindow`)."""
         windows = SlidingWindow(self.classifier, self.window)
         segmenter, left = Segmenter(self.window, self.classes), len(recording.indices_T)
         with closing(read_recording(recording, self.backbone, self.config.decode)) as parts:

@@ -12,7 +12,7 @@ BATCH = 64
 
 
 class Window(NamedTuple):
-    """The clips that a run was trained on, and the cost of a change of label in nats (see `Viterbi`)."""
+    """Median length and number of frames of the training clips, and the penalty of a label change (see `Viterbi`)."""
 
     seconds: float
     frames: int

@@ -1,4 +1,4 @@
-"""How a run looks at recordings: found from its clips, since these have known times when they are joined."""
+"""Window length and penalty of a label change for long videos, fitted on joined validation clips."""
 
 import itertools
 import random

@@ -86,7 +86,7 @@ class CrossValidation:
         return hits_N, float(losses_N.mean())
 
     def _load(self, config: Config) -> list[ClipSet]:
-        """Load the clips as each fold reduces them, which it learns from its training clips alone."""
+        """Load the clips for each fold, reduced by what is fitted on its training clips alone."""
         size = config.head.pca_components, config.head.motion_components
         if size not in self.loaded:
             self.loaded.clear()

@@ -20,8 +20,9 @@ from pipeline.base.errors import first_line
 def serve(descriptor: int) -> None:
     """Fork workers, watch their memory and end them, until the connection closes.
 
-    ("start", memory limit in bytes, sys.path) and a descriptor are answered by the process id; ("end", process id) by
-    the exit code, negative for a signal, and whether the process was over its memory limit."""
+    Requests and answers:
+        ("start", memory limit in bytes, sys.path), then a descriptor: process id.
+        ("end", process id): exit code, negative for a signal, and whether the process was over its memory limit."""
     control = Connection(descriptor)
     gc.freeze()  # So that collections, here and in workers, skip what the imports made.
     limits: dict[int, float] = {}  # By process id; 0: it was over its limit, and killed.
