@@ -41,15 +41,16 @@ def sweep(config: Config, sweep_file: Path, folds: int, run: str) -> None:
     hits, rows = {}, {}
     left = ranking = [*range(len(tried))]  # Number 0 is as configured.
     for divisor in ROUNDS if len(tried) - 1 > FEW else ROUNDS[-1:]:
-        together = sorted(left, key=lambda n: (configs[n].head.pca_components, configs[n].head.motion_components))
-        for n in progress(f"sweep, 1/{divisor} of the epochs", len(left), "settings", together):
-            epochs = math.ceil(configs[n].train.epochs / divisor)
-            hits[n], loss = validation.hits(replace(configs[n], train=replace(configs[n].train, epochs=epochs)))
+        epochs = {n: math.ceil(configs[n].train.epochs / divisor) for n in left}
+        short = {n: replace(configs[n], train=replace(configs[n].train, epochs=epochs[n])) for n in left}
+        results = validation.results(short)
+        for n, hits[n], loss in progress(f"sweep, 1/{divisor} of the epochs", len(left), "configurations", results):
             settings = " ".join(f"--{name}={value}" for name, value in tried[n].items()) or "as configured"
-            rows[n] = {"epochs": epochs, "top1": round(hits[n].mean(), 4), "loss": round(loss, 4), "settings": settings}
+            top1 = round(hits[n].mean(), 4)
+            rows[n] = {"epochs": epochs[n], "top1": top1, "loss": round(loss, 4), "settings": settings}
         finalists = sorted(left, key=lambda n: (-rows[n]["top1"], rows[n]["loss"]))
         ranking = finalists + [n for n in ranking if n not in left]
-        left = [n for place, n in enumerate(finalists) if place < len(left) / 3 or n == 0]
+        left = [n for place, n in enumerate(finalists) if place < max(len(left) // 3, 1) or n == 0]
     for n in finalists:
         print("top-1 {top1:.3f}, loss {loss:.3f}: {settings}".format(**rows[n]))
     gains_N = hits[ranking[0]] - hits[0]

@@ -53,21 +53,22 @@ def test_the_best_setting_is_trained(settings_of_small_set, extracted, tmp_path)
 
 
 def test_rounds_keep_the_best_third_and_the_configured_settings(settings_of_small_set, extracted, tmp_path):
-    rates = {"train.learning_rate": {"values": [1e-7, 2e-7, 3e-7, 4e-7, 5e-7, 0.005]}}
+    rates = {"train.learning_rate": {"values": [1e-7, 2e-7, 3e-7, 4e-7, 1e30, 0.005]}}
     file = write_sweep(tmp_path / "rates.yaml", method="grid", parameters=rates)
     settings = [*settings_of_small_set, "--runs", tmp_path, "--head.kind", "mean", "--train.epochs", 18]
     out, _ = kinema("sweep", file, *settings, "--folds", 2, "--train.learning_rate", 1e-6)
     with (tmp_path / "best" / "sweep.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["epochs"] for row in rows] == [*["18"] * 2, "6", *["2"] * 4]
+    assert [row["epochs"] for row in rows] == [*["18"] * 2, *["2"] * 5]
     assert [row["settings"] for row in rows[:2]] == ["--train.learning_rate=0.005", "as configured"]
     assert out.count("\ntop-1 ") == 2
+    assert "train.learning_rate 1e+30 is too high" in out and rows[-1]["settings"] == "--train.learning_rate=1e+30"
 
 
 def test_folds_share_no_group(trained):
     clips = [*Bundle(trained).trained_on]
     folds = CrossValidation(None, clips, sorted({clip.label for clip in clips}), 2, None).folds
-    held_out = [{clips[n].group for n in held_N.nonzero().flatten().tolist()} for held_N in folds]
+    held_out = [{clips[n].group for n in held_N.nonzero()[0]} for held_N in folds]
     assert not set.intersection(*held_out) and sum(int(held_N.sum()) for held_N in folds) == len(clips)
 
 

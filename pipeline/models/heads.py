@@ -153,11 +153,12 @@ class Head(nn.Module):
         self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor, of_sequence_NTF: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the logits of each branch, [P,N,C]; a sequence model reads `of_sequence_NTF` instead, if given."""
-        other_NTF = frames_NTF if of_sequence_NTF is None else of_sequence_NTF
-        pairs = [
-            (branch, other_NTF if isinstance(branch, Sequence) else frames_NTF) for branch in self.branches.values()
-        ]
-        return torch.stack([branch(read_NTF, lengths_N) for branch, read_NTF in pairs])
+        of_sequence_NTF = frames_NTF if of_sequence_NTF is None else of_sequence_NTF
+
+        def read_by(branch: nn.Module) -> torch.Tensor:
+            return of_sequence_NTF if isinstance(branch, Sequence) else frames_NTF
+
+        return torch.stack([branch(read_by(branch), lengths_N) for branch in self.branches.values()])
 
     def forward(self, frames_NTF: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of the branches' log-probabilities, [N,C]."""

@@ -4,9 +4,11 @@ import itertools
 import math
 import random
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import torch
 import yaml
@@ -18,9 +20,12 @@ from pipeline.features.store import FeatureStore
 from pipeline.runs.dataset import ClipSet, classify, fit_reduction, load_clips
 from pipeline.runs.recordings import neighbours
 from pipeline.runs.trainer import fit
+from pipeline.video.workers import Failure, run_isolated
 
 SWEPT = ("head", "train")
 """Sections whose settings need no other features."""
+TIMEOUT = 1e6
+"""Seconds for a fold: no limit in practice."""
 
 
 def read_sweep(file: Path) -> list[dict[str, Any]]:
@@ -58,6 +63,16 @@ def _draw(spec: dict[str, Any], source: random.Random) -> Any:
     raise ValueError(f"has distribution {spec['distribution']}; use int_uniform, uniform or log_uniform_values")
 
 
+class Job(NamedTuple):
+    """A fold of a configuration; arrays, since tensors do not go through pipes."""
+
+    number: int  # Of the configuration.
+    config: Config
+    held_N: np.ndarray
+    clips: ClipSet  # Of arrays.
+    device: str
+
+
 class CrossValidation:
     """Clips with features, divided into folds by whole groups. Each fold is held out once."""
 
@@ -67,33 +82,62 @@ class CrossValidation:
         self.store, self.clips, self.classes, self.device = store, clips, classes, device
         labels, groups = [clip.label for clip in clips], [clip.group for clip in clips]
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-        with warnings.catch_warnings(
-            action="ignore", category=UserWarning
-        ):  # Classes smaller than the number of folds.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # For classes smaller than `folds`.
             held_out = [held for _, held in splitter.split(labels, labels, groups)]
-        self.folds = [torch.from_numpy(np.isin(np.arange(len(clips)), held)) for held in held_out]
-        self.loaded: dict[tuple[int, int], list[ClipSet]] = {}  # Of the latest reduction.
+        self.folds = [np.isin(np.arange(len(clips)), held) for held in held_out]
 
-    def hits(self, config: Config) -> tuple[np.ndarray, float]:
-        """Return which clips are classified correctly while they are held out, float [N], and their mean loss."""
-        hits_N, losses_N = np.zeros(len(self.clips)), np.zeros(len(self.clips))
-        for held_N, clips in zip(self.folds, self._load(config), strict=True):
-            head = fit(config.head, config.train, clips, ~held_N, self.device, lambda record: None)
-            held = clips.where(held_N)
-            logits_NC = classify(head.to(self.device), held, self.device)
-            hits_N[held_N] = (logits_NC.argmax(1) == held.labels_N).numpy()
-            losses_N[held_N] = torch.nn.functional.cross_entropy(logits_NC, held.labels_N, reduction="none").numpy()
-        return hits_N, float(losses_N.mean())
+    def results(self, configs: dict[int, Config]) -> Iterator[tuple[int, np.ndarray, float]]:
+        """Yield for each configuration its number, which clips are classified correctly while they are held out, float
+        [N], and their mean loss, in order of completion. If it cannot be trained, no clip is, and the loss is infinite.
 
-    def _load(self, config: Config) -> list[ClipSet]:
-        """Load the clips for each fold, reduced by what is fitted on its training clips alone."""
-        size = config.head.pca_components, config.head.motion_components
-        if size not in self.loaded:
-            self.loaded.clear()
-            for held_N in self.folds:
-                trained_on = [self.clips[n] for n in (~held_N).nonzero().flatten().tolist()]
-                reduction = fit_reduction(config, self.store, trained_on)
-                others = neighbours(trained_on, self.classes)
-                loaded = load_clips(self.store, self.clips, self.classes, reduction, others)
-                self.loaded.setdefault(size, []).append(loaded)
-        return self.loaded[size]
+        On a CPU, there is a process per core."""
+        hits = {number: np.zeros(len(self.clips)) for number in configs}
+        losses = {number: np.zeros(len(self.clips)) for number in configs}
+        left = dict.fromkeys(configs, len(self.folds))
+        jobs = self._jobs(configs)
+        if self.device.type == "cpu":
+            outcomes = run_isolated(classify_held_out, jobs, joblib.cpu_count(), TIMEOUT)
+        else:
+            outcomes = ((job, classify_held_out(job)) for job in jobs)
+        for job, outcome in outcomes:
+            number = job.number
+            if isinstance(outcome, Failure):
+                print(outcome.reason)
+                outcome = 0.0, math.inf
+            hits[number][job.held_N], losses[number][job.held_N] = outcome
+            left[number] -= 1
+            if not left[number]:
+                loss = float(losses[number].mean())
+                yield number, hits[number] * math.isfinite(loss), loss
+
+    def _jobs(self, configs: dict[int, Config]) -> Iterator[Job]:
+        """Yield the jobs, those with the same reduction together, since the clips are loaded once for each."""
+
+        def size(config: Config) -> tuple[int, int]:
+            return config.head.pca_components, config.head.motion_components
+
+        by_size = sorted(configs.items(), key=lambda item: size(item[1]))
+        for _, same in itertools.groupby(by_size, key=lambda item: size(item[1])):
+            members = [*same]
+            loaded = [self._load(members[0][1], held_N) for held_N in self.folds]
+            for number, config in members:
+                for held_N, clips in zip(self.folds, loaded, strict=True):
+                    yield Job(number, config, held_N, clips, str(self.device))
+
+    def _load(self, config: Config, held_N: np.ndarray) -> ClipSet:
+        """Load the clips, reduced by what is fitted on the training clips of a fold."""
+        trained_on = [clip for clip, held in zip(self.clips, held_N, strict=True) if not held]
+        reduction = fit_reduction(config, self.store, trained_on)
+        clips = load_clips(self.store, self.clips, self.classes, reduction, neighbours(trained_on, self.classes))
+        return ClipSet(*(value.numpy() if isinstance(value, torch.Tensor) else value for value in clips))
+
+
+def classify_held_out(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Train without the held-out clips, and return whether each of them is classified correctly, and its loss."""
+    device, held_N = torch.device(job.device), torch.from_numpy(job.held_N)
+    clips = ClipSet(*(torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in job.clips))
+    head = fit(job.config.head, job.config.train, clips, ~held_N, device, lambda record: None)
+    held = clips.where(held_N)
+    logits_NC = classify(head.to(device), held, device)
+    losses_N = torch.nn.functional.cross_entropy(logits_NC, held.labels_N, reduction="none")
+    return (logits_NC.argmax(1) == held.labels_N).numpy(), losses_N.numpy()

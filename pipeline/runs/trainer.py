@@ -53,13 +53,11 @@ def fit(
             for batch in torch.randperm(number).split(batch_size):
                 step += 1
                 optimizer.param_groups[0]["lr"] = rate * schedule(step / (steps + 1), config.warmup)
-                frames_NTF, windows_NTF = train.frames_NTF[batch], None
+                frames_NTF, mixed_NTF = train.frames_NTF[batch], None
                 if train.windows_NTF is not None:
-                    is_window_N = torch.rand(len(batch)) < WINDOWS
-                    windows_NTF = torch.where(is_window_N[:, None, None], train.windows_NTF[batch], frames_NTF).to(
-                        device
-                    )
-                logits_PNC = head.logits(frames_NTF.to(device), train.lengths_N[batch], windows_NTF)
+                    is_window_N11 = torch.rand(len(batch), 1, 1) < WINDOWS
+                    mixed_NTF = torch.where(is_window_N11, train.windows_NTF[batch], frames_NTF).to(device)
+                logits_PNC = head.logits(frames_NTF.to(device), train.lengths_N[batch], mixed_NTF)
                 labels_N = train.labels_N[batch].to(device)
                 loss = branch_losses(logits_PNC, labels_N, prior_C, config.label_smoothing).sum()
                 optimizer.zero_grad()
