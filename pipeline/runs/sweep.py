@@ -12,13 +12,15 @@ import joblib
 import numpy as np
 import torch
 import yaml
+from torch.nn.functional import cross_entropy
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, KinemaError
 from pipeline.config import Config
 from pipeline.data.clip import Clip
 from pipeline.features.store import FeatureStore
-from pipeline.runs.dataset import ClipSet, classify, fit_reduction, load_clips
+from pipeline.runs.dataset import ClipSet, fit_reduction, load_clips
 from pipeline.runs.recordings import neighbours
+from pipeline.runs.stacking import branch_log_probs, fit_weights
 from pipeline.runs.trainer import fit
 from pipeline.video.workers import Failure, run_isolated
 
@@ -67,6 +69,7 @@ class Job(NamedTuple):
     """A fold of a configuration; arrays, since tensors do not go through pipes."""
 
     number: int  # Of the configuration.
+    fold: int
     config: Config
     held_N: np.ndarray
     clips: ClipSet  # Of arrays.
@@ -81,6 +84,7 @@ class CrossValidation:
 
         self.store, self.clips, self.classes, self.device = store, clips, classes, device
         labels, groups = [clip.label for clip in clips], [clip.group for clip in clips]
+        self.labels_N = torch.tensor([classes.index(label) for label in labels])
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # For classes smaller than `folds`.
             held_out = [held for _, held in splitter.split(labels, labels, groups)]
@@ -91,24 +95,35 @@ class CrossValidation:
         [N], and their mean loss, in order of completion. If it cannot be trained, no clip is, and the loss is infinite.
 
         On a CPU, there is a process per core."""
-        hits = {number: np.zeros(len(self.clips)) for number in configs}
-        losses = {number: np.zeros(len(self.clips)) for number in configs}
-        left = dict.fromkeys(configs, len(self.folds))
-        jobs = self._jobs(configs)
+        jobs, logs = self._jobs(configs), {number: {} for number in configs}
         if self.device.type == "cpu":
             outcomes = run_isolated(classify_held_out, jobs, joblib.cpu_count(), TIMEOUT)
         else:
-            outcomes = ((job, classify_held_out(job)) for job in jobs)
+            outcomes = ((job, _attempt(job)) for job in jobs)
         for job, outcome in outcomes:
-            number = job.number
+            of_fold = logs[job.number]
+            of_fold[job.fold] = outcome
             if isinstance(outcome, Failure):
                 print(outcome.reason)
-                outcome = 0.0, math.inf
-            hits[number][job.held_N], losses[number][job.held_N] = outcome
-            left[number] -= 1
-            if not left[number]:
-                loss = float(losses[number].mean())
-                yield number, hits[number] * math.isfinite(loss), loss
+            if len(of_fold) < len(self.folds):
+                continue
+            if any(isinstance(outcome, Failure) for outcome in of_fold.values()):
+                yield job.number, np.zeros(len(self.clips)), math.inf
+            else:
+                logits_NC = self._fuse([of_fold[fold] for fold in range(len(self.folds))])
+                hits_N = (logits_NC.argmax(1) == self.labels_N).double().numpy()
+                yield job.number, hits_N, float(cross_entropy(logits_NC, self.labels_N))
+
+    def _fuse(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:
+        """Return the logits [N,C] of the held-out clips, with fusion weights fitted on those of the other folds."""
+        logs_PNC = torch.empty(len(parts[0][0]), len(self.clips), len(self.classes))
+        for held_N, (logs, _) in zip(self.folds, parts, strict=True):
+            logs_PNC[:, held_N] = torch.from_numpy(logs)
+        fused_NC = torch.empty(logs_PNC.shape[1:])
+        for held_N, (_, start) in zip(self.folds, parts, strict=True):
+            weights_P = fit_weights(logs_PNC[:, ~held_N], self.labels_N[~held_N], torch.from_numpy(start))
+            fused_NC[held_N] = (logs_PNC[:, held_N] * weights_P[:, None, None]).sum(0)
+        return fused_NC
 
     def _jobs(self, configs: dict[int, Config]) -> Iterator[Job]:
         """Yield the jobs, those with the same reduction together, since the clips are loaded once for each."""
@@ -121,8 +136,8 @@ class CrossValidation:
             members = [*same]
             loaded = [self._load(members[0][1], held_N) for held_N in self.folds]
             for number, config in members:
-                for held_N, clips in zip(self.folds, loaded, strict=True):
-                    yield Job(number, config, held_N, clips, str(self.device))
+                for fold, clips in enumerate(loaded):
+                    yield Job(number, fold, config, self.folds[fold], clips, str(self.device))
 
     def _load(self, config: Config, held_N: np.ndarray) -> ClipSet:
         """Load the clips, reduced by what is fitted on the training clips of a fold."""
@@ -132,12 +147,16 @@ class CrossValidation:
         return ClipSet(*(value.numpy() if isinstance(value, torch.Tensor) else value for value in clips))
 
 
+def _attempt(job: Job) -> tuple[np.ndarray, np.ndarray] | Failure:
+    try:
+        return classify_held_out(job)
+    except KinemaError as error:
+        return Failure(str(error))
+
+
 def classify_held_out(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Train without the held-out clips, and return whether each of them is classified correctly, and its loss."""
+    """Train without the held-out clips; return the branches' log-probabilities of these, [P,N,C], and weights [P]."""
     device, held_N = torch.device(job.device), torch.from_numpy(job.held_N)
     clips = ClipSet(*(torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in job.clips))
     head = fit(job.config.head, job.config.train, clips, ~held_N, device, lambda record: None)
-    held = clips.where(held_N)
-    logits_NC = classify(head.to(device), held, device)
-    losses_N = torch.nn.functional.cross_entropy(logits_NC, held.labels_N, reduction="none")
-    return (logits_NC.argmax(1) == held.labels_N).numpy(), losses_N.numpy()
+    return branch_log_probs(head, clips.where(held_N)).numpy(), head.weights.numpy()
