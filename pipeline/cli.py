@@ -127,11 +127,7 @@ ARGUMENTS = (
     ("report", "--out", dict(type=Path, metavar="FILE", help="default: report.html or comparison.html")),
     ("report", "--previews", dict(type=int, metavar="N", default=240, help="maximum number of clips (default: 240)")),
     ("predict", "--unknown", dict(action="store_true", help="label whole videos `unknown` if the confidence is low")),
-    (
-        "predict",
-        "--annotate",
-        dict(type=Path, metavar="OUT", help="write annotated videos (folder or file)"),
-    ),
+    ("predict", "--annotate", dict(type=Path, metavar="OUT", help="write annotated videos (folder or file)")),
     ("predict", "--plot", dict(type=Path, metavar="FOLDER", help="draw probabilities over time, and a sheet of clips")),
     ("failures", "--clip", dict(dest="clip_id", metavar="ID", help="show what each decoder reports for this clip")),
     ("store", "action", dict(nargs="?", choices=("list", "verify", "prune"), default="list", help="default: list")),

@@ -79,8 +79,9 @@ def evaluate(run: Path, segments: bool, overrides: dict[str, str]) -> None:
     write_report(folder / "report.html", results, bundle, config, clips, shown)
     print(f"report: {folder / 'report.html'}")
     with Tracker(config, run, store.fingerprint) as tracker:
-        few = {clip.id: clip for clip in clips if clip.id in {card["clip"] for card in shown[:FEW]}}
-        curves = probability_over_time(store, [*few.values()], classes, first, device)
+        by_id = {clip.id: clip for clip in clips}
+        few = [by_id[card["clip"]] for card in shown[:FEW]]
+        curves = probability_over_time(store, few, classes, first, device)
         part = "test" if is_own else f"other/{folder.name}"
         log_results(tracker, results, shown, curves, config.tracking_media, part)
 

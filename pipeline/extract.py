@@ -114,4 +114,4 @@ def _compute(
             if pending:  # Another process is at work on them.
                 time.sleep(0.5)
         counts["seconds"] = bar.format_dict["elapsed"]
-    return counts, throughput.curve
+    return counts, throughput.curve()

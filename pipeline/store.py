@@ -25,7 +25,7 @@ def store(config: Config, action: str, fingerprints: list[str], repair: bool) ->
     folders = {file.parent.name: file.parent for file in sorted(root.glob("*/manifest.json"))}
     if not folders:
         others = [str(file.parents[1]) for file in sorted(root.glob("*/*/manifest.json"))]
-        hint = f"; there are in {', '.join(dict.fromkeys(others))}" if others else ""
+        hint = f"; some are in {', '.join(dict.fromkeys(others))}" if others else ""
         raise ConfigError(f"{root}: no features here{hint}; give --config as for kinema extract, or --store")
     if action == "list":
         _list([*folders.values()])

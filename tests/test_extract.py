@@ -352,9 +352,22 @@ def test_the_throughput_has_bounded_points_and_its_mean_is_the_rate(monkeypatch)
     for clip in range(1, 1001):
         clock[0] += 1.5 if clip <= 500 else 0.5  # Decoding is slow first; the CNN needs 0.5 s.
         throughput.update(clip / 1000, 16 * clip, 7 + 0.5 * clip)
-    curve = throughput.curve
+    curve = throughput.curve()
     assert 50 < len(curve) <= 100 and curve[-1]["seconds"] == 1000
     assert curve[0]["frames_per_second"] == pytest.approx(16 / 1.5) and curve[0]["cnn_busy"] == pytest.approx(1 / 3)
     assert curve[-1]["frames_per_second"] == pytest.approx(32) and curve[-1]["cnn_busy"] == 1
     lengths = np.diff([0, *(point["seconds"] for point in curve)])
     assert sum(lengths * [point["frames_per_second"] for point in curve]) == pytest.approx(16 * 1000)
+
+
+def test_the_last_burst_of_an_extraction_is_no_peak(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    throughput = Throughput(busy=0.0)
+    for burst in range(1, 5):
+        clock[0] += 6
+        for clip in range(1, 5):  # All four at the same time, but for a microsecond.
+            clock[0] += 1e-6
+            throughput.update((4 * burst + clip - 4) / 16, 16 * (4 * burst + clip - 4), 3 * burst)
+    curve = throughput.curve()
+    assert len(curve) == 4 and max(point["frames_per_second"] for point in curve) < 20 and curve[-1]["seconds"] > 24

@@ -254,4 +254,4 @@ def test_the_manifest_and_the_cnn_are_written_once_and_repaired(store):
 
 def test_a_folder_without_features_names_those_below_it(store):
     _, error = kinema("store", "verify", "--store", store.folder.parents[1], code=2)
-    assert f"no features here; there are in {store.folder.parent};" in error
+    assert f"no features here; some are in {store.folder.parent};" in error

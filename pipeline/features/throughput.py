@@ -1,5 +1,6 @@
 """The speed of an extraction over time."""
 
+import itertools
 import time
 
 INTERVAL = 5
@@ -9,19 +10,28 @@ POINTS = 100
 
 
 class Throughput:
-    """Collects `curve`: `seconds` since the start; since the last point, frames per second and the fraction of the time
-    that the CNN was busy. If it is not always busy, it waits for the decoders."""
+    """Collects how many frames are done, and how long the CNN was busy, over time."""
 
     def __init__(self, busy: float):
         self.began = time.monotonic()
-        self.curve: list[dict[str, float]] = []
-        self.last = 0.0, 0, busy
+        self.points = [(0.0, 0, busy)]  # Seconds, frames, seconds of the CNN, all since the start.
 
     def update(self, done: float, frames: int, busy: float) -> None:
         """Add a point if it is time: `done` is the finished fraction of the clips, `busy` the CNN's seconds so far."""
-        now = time.monotonic() - self.began, frames, busy
-        seconds, frames, busy = (new - old for new, old in zip(now, self.last, strict=True))
-        if frames and (done == 1 or (seconds >= INTERVAL and done * POINTS >= len(self.curve) + 1)):
-            rates = {"frames_per_second": frames / seconds, "cnn_busy": min(busy / seconds, 1)}
-            self.curve.append({"seconds": now[0], **rates})
-            self.last = now
+        seconds = time.monotonic() - self.began
+        is_early = seconds - self.points[-1][0] < INTERVAL
+        if done < 1 and (is_early or done * POINTS < len(self.points)):
+            return
+        if is_early and len(self.points) > 1:  # The rest of the last burst belongs to the point before.
+            self.points.pop()
+        self.points.append((seconds, frames, busy))
+
+    def curve(self) -> list[dict[str, float]]:
+        """Return for each point its `seconds`, and since the point before, `frames_per_second` and `cnn_busy`, the
+        fraction of the time that the CNN was busy. If that is below 1, the CNN waits for the decoders."""
+        rates = []
+        for (before, frames_before, busy_before), (seconds, frames, busy) in itertools.pairwise(self.points):
+            length = seconds - before
+            rate, share = (frames - frames_before) / length, min((busy - busy_before) / length, 1)
+            rates.append({"seconds": seconds, "frames_per_second": rate, "cnn_busy": share})
+        return rates

@@ -73,7 +73,7 @@ class Job(NamedTuple):
     config: Config
     held_N: np.ndarray
     clips: ClipSet  # Of arrays.
-    device: str
+    device: torch.device
 
 
 class CrossValidation:
@@ -137,7 +137,7 @@ class CrossValidation:
             loaded = [self._load(members[0][1], held_N) for held_N in self.folds]
             for number, config in members:
                 for fold, clips in enumerate(loaded):
-                    yield Job(number, fold, config, self.folds[fold], clips, str(self.device))
+                    yield Job(number, fold, config, self.folds[fold], clips, self.device)
 
     def _load(self, config: Config, held_N: np.ndarray) -> ClipSet:
         """Load the clips, reduced by what is fitted on the training clips of a fold."""
@@ -156,7 +156,7 @@ def _attempt(job: Job) -> tuple[np.ndarray, np.ndarray] | Failure:
 
 def classify_held_out(job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Train without the held-out clips; return the branches' log-probabilities of these, [P,N,C], and weights [P]."""
-    device, held_N = torch.device(job.device), torch.from_numpy(job.held_N)
+    held_N = torch.from_numpy(job.held_N)
     clips = ClipSet(*(torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in job.clips))
-    head = fit(job.config.head, job.config.train, clips, ~held_N, device, lambda record: None)
+    head = fit(job.config.head, job.config.train, clips, ~held_N, job.device, lambda record: None)
     return branch_log_probs(head, clips.where(held_N)).numpy(), head.weights.numpy()
